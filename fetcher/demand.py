@@ -1,0 +1,65 @@
+"""Foreground work goes first: a flag that every process of ours can see.
+
+ROOT/demand is a mapped file of slots, each the monotonic time until which its
+owner has foreground work (u64, nanoseconds). Background streams look at it
+between blocks. A deadline, and not a counter, so that an owner which is killed
+cannot stop the streams for longer than HOLD.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterator
+from typing import Final
+
+HOLD_SECONDS: Final = 1.0
+"""How long one mark lasts; refresh it more often than that while work goes on."""
+
+_SLOT = struct.Struct("<Q")
+_SLOTS = struct.Struct("<8Q")
+
+
+class Slot(enum.IntEnum):
+    """Who has foreground work; one process owns each."""
+
+    ON_DEMAND = 0
+    PREFETCH = 1
+
+
+class Demand:
+    """The flag of one root; safe to open in any number of processes."""
+
+    def __init__(self, root: str) -> None:
+        fd = os.open(os.path.join(root, "demand"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, _SLOTS.size)
+            self._map = mmap.mmap(fd, _SLOTS.size)
+        finally:
+            os.close(fd)
+
+    def mark(self, slot: Slot) -> None:
+        """Say that `slot` has foreground work for the next HOLD_SECONDS."""
+        _SLOT.pack_into(self._map, slot * 8, time.monotonic_ns() + int(HOLD_SECONDS * 1e9))
+
+    def clear(self, slot: Slot) -> None:
+        """Say that `slot` has none any more."""
+        _SLOT.pack_into(self._map, slot * 8, 0)
+
+    @contextlib.contextmanager
+    def held(self, slot: Slot) -> Iterator[None]:
+        """Marked for the time of a `with` block that is shorter than HOLD_SECONDS."""
+        self.mark(slot)
+        try:
+            yield
+        finally:
+            self.clear(slot)
+
+    def busy(self) -> bool:
+        """Whether any foreground work is going on."""
+        now = time.monotonic_ns()
+        return any(deadline > now for deadline in _SLOTS.unpack_from(self._map))

@@ -1,0 +1,217 @@
+"""Writing a layer's plain directory. Blocking; called from worker processes and threads.
+
+A regular file is written to an unnamed temporary file (O_TMPFILE) with its
+owner, mode, xattrs and times, and then linked to its name: it is there whole or
+not at all, a crash leaves nothing behind, and of two writers the first wins, so
+a file that a container has open is never replaced.
+
+Everything else (directories' attributes, symlinks, devices, hard links,
+whiteouts) is made by `finish`, which nobody needs before the layer is complete.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Final
+
+import xattr
+
+from fetcher.errors import StoreError
+from fetcher.tree import Kind, LayerTree, Node
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_BLOCK: Final = 1 << 20
+_FORMATS: Final = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
+
+
+class PlainFile:
+    """One regular file being written; nobody sees it before `commit`. Close it in any case."""
+
+    __slots__ = ("_directory", "fd", "missing", "node")
+
+    def __init__(self, directory: str, node: Node) -> None:
+        self._directory = directory
+        self.node = node
+        self.missing = node.size
+        with _refusals(node.path):
+            self.fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Write verified bytes at `offset`; each byte of the file is to be written once."""
+        with _refusals(self.node.path):
+            written = os.pwrite(self.fd, data, offset)
+            while written < len(data):
+                written += os.pwrite(self.fd, data[written:], offset + written)
+        self.missing -= written
+
+    def commit(self) -> bool:
+        """Give the file its attributes and its name; False if another writer was first."""
+        node = self.node
+        with _refusals(node.path):
+            _attributes(self.fd, node)
+            path = os.path.join(self._directory, node.path)
+            own = f"/proc/self/fd/{self.fd}"
+            try:
+                # src_dir_fd makes Python call linkat(AT_SYMLINK_FOLLOW), which O_TMPFILE needs.
+                os.link(own, path, src_dir_fd=self.fd, follow_symlinks=True)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                return self.commit()
+            except FileExistsError:
+                return False
+        return True
+
+    def close(self) -> None:
+        """Give up the descriptor; without `commit` the bytes are gone."""
+        os.close(self.fd)
+
+
+class PlainLayer:
+    """The plain directory of one layer."""
+
+    def __init__(self, directory: str, tree: LayerTree) -> None:
+        self.directory = directory
+        self.tree = tree
+
+    def path(self, node: Node) -> str:
+        """Where the node's file is, or will be."""
+        return f"{self.directory}/{node.path}"
+
+    def has(self, node: Node) -> bool:
+        """Whether a regular file is here."""
+        return os.path.lexists(self.path(node))
+
+    def create(self, node: Node) -> PlainFile:
+        """Start writing a regular file; raises StoreError if the disk refuses."""
+        return PlainFile(self.directory, node)
+
+    def write(self, node: Node, data: bytes | memoryview) -> bool:
+        """Write a whole file of verified bytes; False if it was here already."""
+        file = self.create(node)
+        try:
+            file.write(data, 0)
+            return file.commit()
+        finally:
+            file.close()
+
+    def make_directories(self) -> None:
+        """Make every directory of the layer; their attributes come with `finish`."""
+        with _refusals(self.directory):
+            for path, node in self.tree.nodes.items():
+                if node.kind is Kind.DIRECTORY:
+                    try:
+                        os.mkdir(os.path.join(self.directory, path), 0o755)
+                    except FileExistsError:
+                        continue
+
+    def drop_unverified(self) -> int:
+        """Remove each file here whose content or size is not what its chunks promise; how many."""
+        dropped = 0
+        for node in self.tree.regular_files():
+            with _refusals(node.path):
+                try:
+                    with open(self.path(node), "rb", buffering=0) as file:
+                        if _is_verified(file.fileno(), node):
+                            continue
+                except FileNotFoundError:
+                    continue
+                os.unlink(self.path(node))
+                dropped += 1
+        return dropped
+
+    def finish(self) -> None:
+        """Make all that is not a regular file with content, set directories' attributes, and sync to disk.
+
+        Every regular file must be here. May be repeated after a crash. Raises StoreError.
+        """
+        directories = []
+        for node in self.tree.inodes():
+            with _refusals(node.path):
+                if node.kind is Kind.DIRECTORY:
+                    directories.append(node)
+                elif node.kind is Kind.REGULAR:
+                    if not node.size and not self.has(node):
+                        self.write(node, b"")
+                else:
+                    self._make_special(node)
+                for link in node.links:
+                    self._replace(link, partial(os.link, self.path(node), follow_symlinks=False))
+        for node in reversed(directories):
+            with _refusals(node.path):
+                fd = os.open(self.path(node), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    _attributes(fd, node)
+                    if node.opaque:
+                        os.setxattr(fd, "trusted.overlay.opaque", b"y")
+                finally:
+                    os.close(fd)
+        self._sync()
+
+    def _make_special(self, node: Node) -> None:
+        def make(path: str) -> None:
+            if node.kind is Kind.SYMLINK:
+                os.symlink(node.target, path)
+            elif node.kind is Kind.WHITEOUT:
+                os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
+            else:
+                os.mknod(path, _FORMATS[node.kind] | 0o600, os.makedev(node.major, node.minor))
+            _attributes(path, node)
+
+        self._replace(node.path, make)
+
+    def _replace(self, name: str, make: Callable[[str], None]) -> None:
+        path = os.path.join(self.directory, name)
+        try:
+            make(path)
+        except FileExistsError:
+            os.unlink(path)
+            make(path)
+
+    def _sync(self) -> None:
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if _libc.syncfs(fd):
+                number = ctypes.get_errno()
+                raise StoreError(f"cannot sync {self.directory}: {os.strerror(number)}", errno=number)
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """The boundary at which the system's refusals become StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write {name!r}: {error.strerror}", errno=error.errno or 0) from error
+
+
+def _attributes(target: int | str, node: Node) -> None:
+    """Owner, mode, xattrs, times, in the order in which none undoes another (chown clears suid and caps)."""
+    follow = isinstance(target, int)
+    if node.uid or node.gid:
+        os.chown(target, node.uid, node.gid, follow_symlinks=follow)
+    if node.kind is not Kind.SYMLINK:
+        os.chmod(target, node.mode)
+    for name, value in node.xattrs.items():
+        xattr.setxattr(target, name, value, symlink=not follow)
+    time = node.mtime * 1_000_000_000
+    os.utime(target, ns=(time, time), follow_symlinks=follow)
+
+
+def _is_verified(fd: int, node: Node) -> bool:
+    if os.fstat(fd).st_size != node.size:
+        return False
+    for chunk in node.chunks:
+        digest = hashlib.sha256()
+        for offset in range(chunk.file_offset, chunk.file_offset + chunk.size, _BLOCK):
+            digest.update(os.pread(fd, min(_BLOCK, chunk.file_offset + chunk.size - offset), offset))
+        if digest.digest() != chunk.digest:
+            return False
+    return True

@@ -1,0 +1,225 @@
+"""The layers of a node, on disk: what each is, where it comes from, how far it is.
+
+    ROOT/layers/<layer>/fs/         the plain directory
+                        layer.json  LayerRecord
+                        toc.json    the table of contents, as it was verified
+                        progress    counters (fetcher.progress)
+                        lock        flock: held by whoever streams the layer
+                        boot        the boot under which an incomplete fs/ was written
+                        complete    the completion mark, written after syncfs
+
+The file system is the truth: a file in fs/ is whole and verified, because it
+was linked in as such; a layer is complete when its mark is there. A new layer
+appears by one rename. All methods are safe against other processes.
+
+`<layer>` is the layer key: 20 base32 characters (100 bits) of the sha256 over
+blob digest and TOC digest. Both, so that an image which pairs another's blob
+digest with a TOC of its own gets a directory of its own. Short, so that the
+lowerdirs of 127 layers fit into the page that mount(2) has for them.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from fetcher.errors import FormatError, StoreError
+from fetcher.progress import Field, Progress
+from fetcher.toc import parse_toc, verify_toc
+from fetcher.tree import LayerTree, build_tree
+
+KEY_LENGTH: Final = 20
+
+
+class RegistrySource(msgspec.Struct, frozen=True, tag="registry"):
+    """A blob in a registry; `reference` is the image that named it. Never holds a secret."""
+
+    reference: str
+    plain_http: bool = False
+
+
+class FileSource(msgspec.Struct, frozen=True, tag="file"):
+    """A blob in a local file, `path`."""
+
+    path: str
+
+
+Source = RegistrySource | FileSource
+
+
+class LayerRecord(msgspec.Struct, frozen=True):
+    """What a layer is. `size` and `toc_offset` in bytes of the blob; newest source first."""
+
+    digest: str
+    toc_digest: str
+    size: int
+    toc_offset: int
+    sources: list[Source]
+    images: list[str] = []
+
+
+def layer_key(digest: str, toc_digest: str) -> str:
+    """The layer key of a blob with this TOC, both digests as `sha256:<hex>`."""
+    both = hashlib.sha256(f"{digest}\n{toc_digest}".encode()).digest()
+    return base64.b32encode(both).decode().lower()[:KEY_LENGTH]
+
+
+def boot_id() -> str:
+    """The running kernel's boot id."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+class LayerStore:
+    """The layers below one root directory."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+        self.layers_directory = os.path.join(self.root, "layers")
+
+    def create_directories(self) -> None:
+        """Make ROOT and ROOT/layers, mode 0700."""
+        for directory in (self.root, self.layers_directory):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+
+    def directory(self, layer: str) -> str:
+        """The layer's own directory."""
+        return os.path.join(self.layers_directory, layer)
+
+    def fs(self, layer: str) -> str:
+        """The layer's plain directory."""
+        return os.path.join(self.layers_directory, layer, "fs")
+
+    def layers(self) -> list[str]:
+        """The keys of all layers here, complete or not."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(name for name in os.listdir(self.layers_directory) if len(name) == KEY_LENGTH)
+        return []
+
+    def exists(self, layer: str) -> bool:
+        """Whether the layer has been opened before."""
+        return os.path.exists(os.path.join(self.directory(layer), "layer.json"))
+
+    def is_complete(self, layer: str) -> bool:
+        """Whether every file of the layer is here and on disk."""
+        return os.path.exists(os.path.join(self.directory(layer), "complete"))
+
+    def add(self, record: LayerRecord, toc_json: bytes) -> str:
+        """Take a layer whose TOC has been verified; returns its key. One that is here gets the new source.
+
+        Raises StoreError if the disk refuses.
+        """
+        layer = layer_key(record.digest, record.toc_digest)
+        try:
+            self.create_directories()
+            if not self.exists(layer):
+                fresh = tempfile.mkdtemp(prefix=".new-", dir=self.layers_directory)
+                try:
+                    os.mkdir(os.path.join(fresh, "fs"), 0o755)
+                    _write(os.path.join(fresh, "toc.json"), toc_json)
+                    _write(os.path.join(fresh, "layer.json"), msgspec.json.encode(record))
+                    _write(os.path.join(fresh, "boot"), boot_id().encode())
+                    progress = Progress(os.path.join(fresh, "progress"))
+                    progress[Field.BYTES_TOTAL] = record.toc_offset
+                    progress.close()
+                    os.rename(fresh, self.directory(layer))
+                    return layer
+                except OSError:
+                    shutil.rmtree(fresh, ignore_errors=True)
+                    if not self.exists(layer):
+                        raise
+        except OSError as error:
+            raise StoreError(
+                f"cannot keep layer {record.digest} below {self.layers_directory}: {error.strerror}",
+                errno=error.errno or 0,
+            ) from error
+        self.add_sources(layer, record.sources, record.images)
+        return layer
+
+    def add_sources(self, layer: str, sources: list[Source], images: list[str]) -> None:
+        """Remember more places that the layer can be fetched from, the newest first."""
+        with self.lock(layer, "record.lock"):
+            record = self.record(layer)
+            merged = [*sources, *(source for source in record.sources if source not in sources)][:8]
+            named = [*record.images, *(image for image in images if image not in record.images)]
+            if merged != record.sources or named != record.images:
+                record = msgspec.structs.replace(record, sources=merged, images=named)
+                _write(os.path.join(self.directory(layer), "layer.json"), msgspec.json.encode(record))
+
+    def record(self, layer: str) -> LayerRecord:
+        """The layer's record; raises StoreError if it cannot be read, FormatError if it is damaged."""
+        data = self._read(layer, "layer.json")
+        try:
+            return msgspec.json.decode(data, type=LayerRecord)
+        except msgspec.DecodeError as error:
+            path = os.path.join(self.directory(layer), "layer.json")
+            raise FormatError(f"{path} is damaged ({error}); remove its directory to fetch anew") from error
+
+    def tree(self, layer: str) -> LayerTree:
+        """The layer's tree; the TOC on disk is verified again before it is believed."""
+        record = self.record(layer)
+        data = self._read(layer, "toc.json")
+        verify_toc(data, record.toc_digest)
+        return build_tree(parse_toc(data), end=record.toc_offset)
+
+    def progress(self, layer: str) -> Progress:
+        """The layer's counters."""
+        return Progress(os.path.join(self.directory(layer), "progress"))
+
+    def same_boot(self, layer: str) -> bool:
+        """Whether what is in an incomplete fs/ was written since the machine started.
+
+        If not, a power loss may have left files without their content: verify them first.
+        """
+        return self._read(layer, "boot").decode() == boot_id()
+
+    def mark_boot(self, layer: str) -> None:
+        """Say that fs/ holds only verified files as of this boot."""
+        _write(os.path.join(self.directory(layer), "boot"), boot_id().encode())
+
+    def mark_complete(self, layer: str) -> None:
+        """Write the completion mark; everything in fs/ must be on disk already."""
+        _write(os.path.join(self.directory(layer), "complete"), b"")
+
+    @contextlib.contextmanager
+    def lock(self, layer: str, name: str = "lock") -> Iterator[None]:
+        """Hold one of the layer's locks; waits for other processes. `lock` is the right to stream it."""
+        fd = os.open(os.path.join(self.directory(layer), name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _read(self, layer: str, name: str) -> bytes:
+        path = os.path.join(self.directory(layer), name)
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}", errno=error.errno or 0) from error
+
+
+def _write(path: str, data: bytes) -> None:
+    """Write a small file so that it is there whole and durable, or not at all."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        os.rename(temporary, path)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,238 @@
+"""Streaming a span of a layer into its plain directory.
+
+One sequential read a span: compressed blocks in, members inflated, pieces
+verified, files linked in. Meant for a process of its own (the work between two
+reads is CPU-bound and blocks the loop); safe beside on-demand fetches of the
+same layer, since the first writer of a file wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fetcher.blob import Blob
+from fetcher.errors import VerificationError
+from fetcher.inflate import MemberInflater, inflate
+from fetcher.pieces import mismatch, verified_piece
+from fetcher.plain import PlainFile, PlainLayer
+from fetcher.progress import Field, Progress
+from fetcher.tree import Chunk, Member, Node
+
+WHOLE_MEMBER: Final = 8 << 20
+"""Members up to this many compressed bytes are inflated in one go; larger ones as they arrive."""
+_GAP: Final = 1 << 20
+"""Bytes that are here already are fetched again rather than cost a request, up to this many."""
+
+Pause = Callable[[int], Awaitable[None]]
+"""Called with the size of each block that came; may wait, to yield or to keep to a rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """[start, end) of the blob and the members that lie in it."""
+
+    start: int
+    end: int
+    members: Sequence[Member]
+
+
+def missing_spans(plain: PlainLayer, start: int, end: int) -> list[Span]:
+    """What of [start, end) has to be read for the files that are not here yet, in order."""
+    absent: dict[int, bool] = {}
+    spans: list[Span] = []
+    current: list[Member] = []
+    for member in plain.tree.members:
+        if not start <= member.offset < end or not any(
+            _absent(plain, node, absent) for node, _ in member.pieces
+        ):
+            continue
+        if current and member.offset - current[-1].end > _GAP:
+            spans.append(Span(current[0].offset, current[-1].end, current))
+            current = []
+        current.append(member)
+    if current:
+        spans.append(Span(current[0].offset, current[-1].end, current))
+    return spans
+
+
+def _absent(plain: PlainLayer, node: Node, known: dict[int, bool]) -> bool:
+    if len(node.chunks) == 1:
+        return not plain.has(node)
+    key = id(node)
+    if key not in known:
+        known[key] = not plain.has(node)
+    return known[key]
+
+
+class LayerStream:
+    """Writes spans of one layer; one at a time."""
+
+    def __init__(
+        self, blob: Blob, plain: PlainLayer, progress: Progress, *, counter: Field, pause: Pause
+    ) -> None:
+        self._blob = blob
+        self._plain = plain
+        self._progress = progress
+        self._counter = counter
+        self._pause = pause
+        self._open: dict[int, PlainFile] = {}
+
+    async def run(self, start: int, end: int) -> None:
+        """Bring every file that has all its pieces in [start, end) here.
+
+        A file with pieces on both sides is begun again by the stream that has its last one.
+        Raises FetchError; what is here by then stays.
+        """
+        spans = missing_spans(self._plain, start, end)
+        try:
+            for span in spans:
+                self._progress[Field.POSITION] = span.start
+                self._progress[Field.STOP] = span.end
+                await self._run_span(span)
+        finally:
+            self._progress[Field.STOP] = 0
+            for file in self._open.values():
+                file.close()
+            self._open.clear()
+
+    async def _run_span(self, span: Span) -> None:
+        async with self._blob.stream(span.start, span.end) as blocks:
+            reader = _SpanReader(blocks, span.start, self._arrived)
+            for member in span.members:
+                await reader.skip_to(member.offset)
+                if member.end - member.offset <= WHOLE_MEMBER:
+                    data = await reader.take(member.end - member.offset)
+                    chunk = member.pieces[-1][1]
+                    output = inflate(data, chunk.inner_offset + chunk.size)
+                    for node, chunk in member.pieces:
+                        self._take(node, chunk, output)
+                else:
+                    await self._stream_member(member, reader)
+                self._progress[Field.POSITION] = member.end
+
+    async def _arrived(self, count: int) -> None:
+        self._progress.add(self._counter, count)
+        await self._pause(count)
+
+    def _take(self, node: Node, chunk: Chunk, output: bytes) -> None:
+        if len(node.chunks) == 1:
+            if not self._plain.has(node):
+                self._plain.write(node, verified_piece(output, node, chunk))
+        else:
+            file = self._file(node, chunk)
+            if file is not None:
+                file.write(verified_piece(output, node, chunk), chunk.file_offset)
+                self._commit_if_whole(file)
+
+    def _file(self, node: Node, chunk: Chunk) -> PlainFile | None:
+        """The file being written that `chunk` belongs to; None if it is not wanted."""
+        file = self._open.get(id(node))
+        if file is None and chunk.file_offset == 0 and not self._plain.has(node):
+            file = self._open[id(node)] = self._plain.create(node)
+        return file
+
+    def _commit_if_whole(self, file: PlainFile) -> None:
+        if file.missing == 0:
+            del self._open[id(file.node)]
+            with contextlib.closing(file):
+                file.commit()
+
+    async def _stream_member(self, member: Member, reader: _SpanReader) -> None:
+        """Inflate a member as it arrives, keeping nothing of it but the slice at hand."""
+        chunk = member.pieces[-1][1]
+        inflater = MemberInflater(chunk.inner_offset + chunk.size)
+        pieces = iter(member.pieces)
+        sink = _PieceSink(self, pieces)
+        async for block in reader.blocks(member.end - member.offset):
+            for output in inflater.feed(block):
+                sink.feed(output)
+        sink.finish()
+
+
+class _PieceSink:
+    """Cuts a large member's output into its pieces; a file is committed only when each piece verified."""
+
+    def __init__(self, stream: LayerStream, pieces: Iterator[tuple[Node, Chunk]]) -> None:
+        self._stream = stream
+        self._pieces = pieces
+        self._position = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._current = next(self._pieces, None)
+        self._digest = hashlib.sha256()
+        self._file: PlainFile | None = None
+        if self._current is not None:
+            self._file = self._stream._file(*self._current)
+
+    def feed(self, output: bytes) -> None:
+        view = memoryview(output)
+        while self._current is not None:
+            node, chunk = self._current
+            begin = max(chunk.inner_offset, self._position)
+            stop = min(chunk.inner_offset + chunk.size, self._position + len(output))
+            if begin < stop:
+                data = view[begin - self._position : stop - self._position]
+                self._digest.update(data)
+                if self._file is not None:
+                    self._file.write(data, chunk.file_offset + begin - chunk.inner_offset)
+            if stop < chunk.inner_offset + chunk.size:
+                break
+            if self._digest.digest() != chunk.digest:
+                raise mismatch(node, chunk)
+            if self._file is not None:
+                self._stream._commit_if_whole(self._file)
+            self._begin()
+        self._position += len(output)
+
+    def finish(self) -> None:
+        if self._current is not None:
+            node, chunk = self._current
+            raise VerificationError(f"{node.path!r}: the layer ends within its bytes at {chunk.file_offset}")
+
+
+class _SpanReader:
+    """Exact reads from an iterator of blocks; copies only what crosses a block's end."""
+
+    def __init__(
+        self, blocks: AsyncIterator[bytes], position: int, arrived: Callable[[int], Awaitable[None]]
+    ) -> None:
+        self._blocks = blocks
+        self._arrived = arrived
+        self._position = position
+        self._view = memoryview(b"")
+
+    async def _more(self) -> None:
+        block = await anext(self._blocks)
+        await self._arrived(len(block))
+        self._view = memoryview(block)
+
+    async def skip_to(self, offset: int) -> None:
+        """Drop everything before `offset` of the blob."""
+        async for _ in self.blocks(offset - self._position):
+            pass
+
+    async def take(self, count: int) -> bytes | memoryview:
+        """The next `count` bytes."""
+        if count <= len(self._view):
+            data = self._view[:count]
+            self._view = self._view[count:]
+            self._position += count
+            return data
+        parts = [bytes(block) async for block in self.blocks(count)]
+        return b"".join(parts)
+
+    async def blocks(self, count: int) -> AsyncIterator[memoryview]:
+        """The next `count` bytes, as they come."""
+        while count:
+            if not self._view:
+                await self._more()
+            data = self._view[:count]
+            self._view = self._view[len(data) :]
+            self._position += len(data)
+            count -= len(data)
+            yield data
