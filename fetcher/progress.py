@@ -34,6 +34,8 @@ class Field(enum.IntEnum):
     FETCHED_ON_DEMAND = 9
     RATE = 10
     """Bytes a second of the running stream, smoothed."""
+    REQUESTS_STREAM = 11
+    REQUESTS_ON_DEMAND = 12
 
 
 class Progress:

@@ -27,7 +27,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -145,7 +145,7 @@ class LayerStore:
         self.add_sources(layer, record.sources, record.images)
         return layer
 
-    def add_sources(self, layer: str, sources: list[Source], images: list[str]) -> None:
+    def add_sources(self, layer: str, sources: Sequence[Source], images: Sequence[str]) -> None:
         """Remember more places that the layer can be fetched from, the newest first."""
         with self.lock(layer, "record.lock"):
             record = self.record(layer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +27,7 @@ WHOLE_MEMBER: Final = 8 << 20
 """Members up to this many compressed bytes are inflated in one go; larger ones as they arrive."""
 _GAP: Final = 1 << 20
 """Bytes that are here already are fetched again rather than cost a request, up to this many."""
+_RATE_SECONDS: Final = 0.2
 
 Pause = Callable[[int], Awaitable[None]]
 """Called with the size of each block that came; may wait, to yield or to keep to a rate."""
@@ -80,6 +82,8 @@ class LayerStream:
         self._counter = counter
         self._pause = pause
         self._open: dict[int, PlainFile] = {}
+        self._measured = 0
+        self._since = time.monotonic()
 
     async def run(self, start: int, end: int) -> None:
         """Bring every file that has all its pieces in [start, end) here.
@@ -90,6 +94,7 @@ class LayerStream:
         spans = missing_spans(self._plain, start, end)
         try:
             for span in spans:
+                await self._pause(0)
                 self._progress[Field.POSITION] = span.start
                 self._progress[Field.STOP] = span.end
                 await self._run_span(span)
@@ -113,15 +118,21 @@ class LayerStream:
                 else:
                     await self._stream_member(member, reader)
                 self._progress[Field.POSITION] = member.end
+                self._progress.add(Field.BYTES_DONE, member.end - member.offset)
 
     async def _arrived(self, count: int) -> None:
         self._progress.add(self._counter, count)
+        self._measured += count
+        now = time.monotonic()
+        if now - self._since >= _RATE_SECONDS:
+            self._progress[Field.RATE] = int(self._measured / (now - self._since))
+            self._measured, self._since = 0, now
         await self._pause(count)
 
     def _take(self, node: Node, chunk: Chunk, output: bytes) -> None:
         if len(node.chunks) == 1:
             if not self._plain.has(node):
-                self._plain.write(node, verified_piece(output, node, chunk))
+                self._written(self._plain.write(node, verified_piece(output, node, chunk)))
         else:
             file = self._file(node, chunk)
             if file is not None:
@@ -139,7 +150,11 @@ class LayerStream:
         if file.missing == 0:
             del self._open[id(file.node)]
             with contextlib.closing(file):
-                file.commit()
+                self._written(file.commit())
+
+    def _written(self, first: bool) -> None:
+        if first:
+            self._progress.add(Field.FILES_DONE, 1)
 
     async def _stream_member(self, member: Member, reader: _SpanReader) -> None:
         """Inflate a member as it arrives, keeping nothing of it but the slice at hand."""

@@ -1,0 +1,73 @@
+"""The command line: one module a command, imported only when that command runs.
+
+Errors of ours end as one line on standard error and an exit code of their kind;
+`--verbose` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import click
+
+from snapshotter.cli.exit_codes import exit_code, is_ours
+
+COMMANDS: Final = {
+    "doctor": "Say whether this host can pull lazily, and what to do if not.",
+    "pull": "Pull an image through containerd; returns before its layers are here.",
+    "serve": "Run the snapshotter that containerd talks to.",
+    "status": "Show layers, how far they are, and counters.",
+}
+
+
+class _Commands(click.Group):
+    """Imports `snapshotter.cli.<name>` for its `command` when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"snapshotter.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list without importing a single command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="layergate", message="%(prog)s %(version)s")
+@click.option("--verbose", is_flag=True, help="Show a traceback where a command fails.")
+def cli(verbose: bool) -> None:
+    """Start containers before their layers are here, and end on native overlayfs."""
+
+
+def main() -> None:
+    """Entry point of `layergate`."""
+    try:
+        result = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("layergate: interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        # The one place where errors meet people: ours as a line, anything else as the defect it is.
+        if "--verbose" in sys.argv[1:] or not is_ours(error):
+            raise
+        click.echo(f"layergate: {error}", err=True)
+        sys.exit(exit_code(error))
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

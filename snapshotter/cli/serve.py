@@ -1,0 +1,40 @@
+"""`layergate serve`."""
+
+from __future__ import annotations
+
+import click
+
+from snapshotter.cli.options import address_option, config_option, root_option, verbose_option
+
+
+@click.command()
+@root_option
+@address_option
+@config_option
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Overrides [log] level of the configuration.",
+)
+@verbose_option
+def command(root: str, address: str, config_path: str | None, log_level: str | None) -> None:
+    """Run the snapshotter that containerd talks to, until SIGTERM.
+
+    containerd finds it as a proxy plugin:
+
+    \b
+        [proxy_plugins.layergate]
+          type = "snapshot"
+          address = "/run/layergate/layergate.sock"
+
+    It may be stopped, killed and upgraded at any time: containers run on, and
+    layers that were streaming go on where they were at the next start.
+    """
+    import anyio
+
+    from snapshotter.serve import serve
+
+    async def run() -> None:
+        await serve(root=root, address=address, config_path=config_path, level=log_level)
+
+    anyio.run(run, backend="asyncio")

@@ -1,0 +1,393 @@
+"""What we ask of containerd, one method a call: content, images, leases, snapshots, diffs.
+
+A thin typed wrapper over `snapshotter.containerd.channel`; no policy. containerd serves the
+snapshots service to clients under the same name that we serve it to containerd, so both
+sides use one set of messages. Works with containerd 1.6, 1.7 and 2.x.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+
+import anyio
+from google.protobuf import empty_pb2, field_mask_pb2
+
+from snapshotter.containerd.channel import ContainerdChannel, DuplexCall, open_channel
+from snapshotter.containerd.errors import (
+    ContainerdAlreadyExists,
+    ContainerdError,
+    ContainerdNotFound,
+    ContainerdRefused,
+    ContentLocked,
+    SnapshotterUnknown,
+    SnapshotterUnreachable,
+)
+from snapshotter.containerd.labels import EXPIRES
+from snapshotter.containerd.types import ContentInfo, Descriptor, Image, Mount, SnapshotInfo, SnapshotKind
+from snapshotter.proto import (
+    content_pb2,
+    descriptor_pb2,
+    diff_pb2,
+    images_pb2,
+    introspection_pb2,
+    leases_pb2,
+    snapshots_pb2,
+    version_pb2,
+)
+
+Source = Callable[[int], AbstractAsyncContextManager[AsyncIterator[bytes]]]
+"""Opens a blob's bytes from an offset to its end."""
+
+_CONTENT = "containerd.services.content.v1.Content"
+_DIFF = "containerd.services.diff.v1.Diff"
+_IMAGES = "containerd.services.images.v1.Images"
+_INTROSPECTION = "containerd.services.introspection.v1.Introspection"
+_LEASES = "containerd.services.leases.v1.Leases"
+_SNAPSHOTS = "containerd.services.snapshots.v1.Snapshots"
+_VERSION = "containerd.services.version.v1.Version"
+
+_ANSWER_LIMIT = 10.0  # seconds, for calls that touch no layer
+_WRITE_SIZE = 1 << 20  # bytes a Write message carries: each costs a round trip
+
+
+class ContainerdClient:
+    """containerd in one namespace. Every method may raise ContainerdUnreachable and ContainerdRefused."""
+
+    def __init__(self, channel: ContainerdChannel) -> None:
+        self._channel = channel
+
+    @property
+    def address(self) -> str:
+        """Path of containerd's socket."""
+        return self._channel.address
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that all calls work in."""
+        return self._channel.namespace
+
+    async def version(self) -> str:
+        """containerd's version, such as "1.6.20"."""
+        answer = await self._channel.unary(
+            f"{_VERSION}/Version",
+            empty_pb2.Empty(),
+            version_pb2.VersionResponse,
+            action="tell its version",
+            within=_ANSWER_LIMIT,
+        )
+        return answer.version
+
+    async def snapshotters(self) -> tuple[str, ...]:
+        """Names of the snapshotters that containerd has loaded."""
+        answer = await self._channel.unary(
+            f"{_INTROSPECTION}/Plugins",
+            introspection_pb2.PluginsRequest(filters=["type==io.containerd.snapshotter.v1"]),
+            introspection_pb2.PluginsResponse,
+            action="list its snapshotters",
+            within=_ANSWER_LIMIT,
+        )
+        return tuple(sorted(plugin.id for plugin in answer.plugins if not plugin.HasField("init_err")))
+
+    async def require_snapshotter(self, snapshotter: str) -> None:
+        """Raise SnapshotterUnknown unless containerd has `snapshotter`."""
+        known = await self.snapshotters()
+        if snapshotter not in known:
+            raise SnapshotterUnknown(snapshotter, known=known)
+
+    # Leases
+
+    @asynccontextmanager
+    async def leased(self, seconds: int) -> AsyncIterator[ContainerdClient]:
+        """A client whose results a new lease keeps, until the block ends or `seconds` have passed."""
+        lease = f"layergate-{time.time_ns()}-{secrets.token_hex(4)}"
+        expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+        await self._channel.unary(
+            f"{_LEASES}/Create",
+            leases_pb2.CreateRequest(id=lease, labels={EXPIRES: expires}),
+            leases_pb2.CreateResponse,
+            action="create a lease",
+        )
+        try:
+            yield ContainerdClient(self._channel.bound(lease))
+        finally:
+            # It expires by itself, so a failure to delete it must not hide how the block ended.
+            with anyio.move_on_after(_ANSWER_LIMIT, shield=True), suppress(ContainerdError):
+                await self._channel.unary(
+                    f"{_LEASES}/Delete",
+                    leases_pb2.DeleteRequest(id=lease),
+                    empty_pb2.Empty,
+                    action="delete a lease",
+                )
+
+    async def keep_snapshot(self, snapshotter: str, name: str) -> None:
+        """Add a snapshot that was there before to this client's lease."""
+        resource = leases_pb2.Resource(id=name, type=f"snapshots/{snapshotter}")
+        await self._channel.unary(
+            f"{_LEASES}/AddResource",
+            leases_pb2.AddResourceRequest(id=self._channel.lease or "", resource=resource),
+            empty_pb2.Empty,
+            action=f"add snapshot {name} to a lease",
+        )
+
+    # Content
+
+    async def content_info(self, digest: str) -> ContentInfo | None:
+        """The blob's size and labels, or None where it is not in the store."""
+        try:
+            answer = await self._channel.unary(
+                f"{_CONTENT}/Info",
+                content_pb2.InfoRequest(digest=digest),
+                content_pb2.InfoResponse,
+                action=f"look up content {digest}",
+            )
+        except ContainerdNotFound:
+            return None
+        return ContentInfo(answer.info.digest, answer.info.size, dict(answer.info.labels))
+
+    async def label_content(self, digest: str, labels: Mapping[str, str]) -> None:
+        """Set these labels of a blob and leave its others as they are."""
+        await self._channel.unary(
+            f"{_CONTENT}/Update",
+            content_pb2.UpdateRequest(
+                info=content_pb2.Info(digest=digest, labels=labels),
+                update_mask=field_mask_pb2.FieldMask(paths=[f"labels.{key}" for key in labels]),
+            ),
+            content_pb2.UpdateResponse,
+            action=f"label content {digest}",
+        )
+
+    async def write_content(
+        self,
+        ref: str,
+        *,
+        digest: str,
+        size: int,
+        labels: Mapping[str, str],
+        source: Source,
+    ) -> bool:
+        """Store a blob of `size` bytes from `source`; containerd checks `digest`. False if it was there.
+
+        An interrupted write under the same `ref` goes on where it stopped.
+
+        Raises ContentLocked while another client writes under `ref`, and ContainerdRefused with
+        code FAILED_PRECONDITION when the bytes are not those of `digest`.
+        """
+        action = f"store content {digest}"
+        try:
+            async with self._channel.duplex(
+                f"{_CONTENT}/Write",
+                content_pb2.WriteContentRequest,
+                content_pb2.WriteContentResponse,
+                action=action,
+            ) as call:
+                await _send_blob(call, ref, digest, size, labels, source)
+        except ContainerdAlreadyExists:
+            return False
+        except ContainerdRefused as error:
+            if error.code == "UNAVAILABLE":
+                raise ContentLocked(action, code=error.code, details=error.details) from error
+            if error.code == "FAILED_PRECONDITION":
+                await self._abort_content(ref)  # or the next attempt would go on from wrong bytes
+            raise
+        return True
+
+    async def _abort_content(self, ref: str) -> None:
+        with suppress(ContainerdNotFound):
+            await self._channel.unary(
+                f"{_CONTENT}/Abort",
+                content_pb2.AbortRequest(ref=ref),
+                empty_pb2.Empty,
+                action=f"abort the write of {ref}",
+            )
+
+    # Images
+
+    async def put_image(self, image: Image) -> None:
+        """Create the record, or point one that is there at the new target; its other labels stay."""
+        record = images_pb2.Image(name=image.name, labels=image.labels, target=_descriptor(image.target))
+        try:
+            await self._channel.unary(
+                f"{_IMAGES}/Create",
+                images_pb2.CreateImageRequest(image=record),
+                images_pb2.CreateImageResponse,
+                action=f"create image {image.name}",
+            )
+        except ContainerdAlreadyExists:
+            paths = ["target", *(f"labels.{key}" for key in image.labels)]
+            await self._channel.unary(
+                f"{_IMAGES}/Update",
+                images_pb2.UpdateImageRequest(
+                    image=record, update_mask=field_mask_pb2.FieldMask(paths=paths)
+                ),
+                images_pb2.UpdateImageResponse,
+                action=f"update image {image.name}",
+            )
+
+    async def image(self, name: str) -> Image | None:
+        """The image record, or None."""
+        try:
+            answer = await self._channel.unary(
+                f"{_IMAGES}/Get",
+                images_pb2.GetImageRequest(name=name),
+                images_pb2.GetImageResponse,
+                action=f"look up image {name}",
+            )
+        except ContainerdNotFound:
+            return None
+        target = answer.image.target
+        return Image(
+            name=answer.image.name,
+            target=Descriptor(target.media_type, target.digest, target.size, dict(target.annotations)),
+            labels=dict(answer.image.labels),
+        )
+
+    # Snapshots
+
+    async def stat_snapshot(self, snapshotter: str, key: str) -> SnapshotInfo | None:
+        """The snapshot of that name or key, or None. Raises SnapshotterUnreachable."""
+        with _snapshotter_answers(snapshotter):
+            try:
+                answer = await self._channel.unary(
+                    f"{_SNAPSHOTS}/Stat",
+                    snapshots_pb2.StatSnapshotRequest(snapshotter=snapshotter, key=key),
+                    snapshots_pb2.StatSnapshotResponse,
+                    action=f"look up snapshot {key}",
+                )
+            except ContainerdNotFound:
+                return None
+        info = answer.info
+        return SnapshotInfo(info.name, info.parent, SnapshotKind(info.kind), dict(info.labels))
+
+    async def prepare(
+        self, snapshotter: str, key: str, parent: str, labels: Mapping[str, str]
+    ) -> tuple[Mount, ...]:
+        """Begin an active snapshot and return its mounts.
+
+        Raises ContainerdAlreadyExists when a snapshotter made the whole snapshot itself, by the
+        label `containerd.io/snapshot.ref`, and SnapshotterUnreachable.
+        """
+        with _snapshotter_answers(snapshotter):
+            answer = await self._channel.unary(
+                f"{_SNAPSHOTS}/Prepare",
+                snapshots_pb2.PrepareSnapshotRequest(
+                    snapshotter=snapshotter, key=key, parent=parent, labels=labels
+                ),
+                snapshots_pb2.PrepareSnapshotResponse,
+                action=f"prepare snapshot {key}",
+            )
+        return tuple(
+            Mount(mount.type, mount.source, mount.target, tuple(mount.options)) for mount in answer.mounts
+        )
+
+    async def commit(self, snapshotter: str, key: str, name: str, labels: Mapping[str, str]) -> None:
+        """Make the active snapshot `key` the committed snapshot `name`.
+
+        Raises ContainerdAlreadyExists where `name` is taken, and SnapshotterUnreachable.
+        """
+        with _snapshotter_answers(snapshotter):
+            await self._channel.unary(
+                f"{_SNAPSHOTS}/Commit",
+                snapshots_pb2.CommitSnapshotRequest(
+                    snapshotter=snapshotter, key=key, name=name, labels=labels
+                ),
+                empty_pb2.Empty,
+                action=f"commit snapshot {name}",
+            )
+
+    async def remove_snapshot(self, snapshotter: str, key: str) -> None:
+        """Remove a snapshot; one that is gone already is no error. Raises SnapshotterUnreachable."""
+        with _snapshotter_answers(snapshotter), suppress(ContainerdNotFound):
+            await self._channel.unary(
+                f"{_SNAPSHOTS}/Remove",
+                snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key),
+                empty_pb2.Empty,
+                action=f"remove snapshot {key}",
+            )
+
+    # Diffs
+
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
+        """Unpack a layer in the content store onto `mounts`; returns the digest of its uncompressed tar."""
+        request = diff_pb2.ApplyRequest(
+            diff=_descriptor(layer),
+            mounts=[
+                diff_pb2.Mount(
+                    type=mount.type, source=mount.source, target=mount.target, options=mount.options
+                )
+                for mount in mounts
+            ],
+        )
+        answer = await self._channel.unary(
+            f"{_DIFF}/Apply", request, diff_pb2.ApplyResponse, action=f"unpack layer {layer.digest}"
+        )
+        return answer.applied.digest
+
+
+@asynccontextmanager
+async def connect(address: str, namespace: str) -> AsyncIterator[ContainerdClient]:
+    """A client of the containerd at the socket `address`, after a first answer from it.
+
+    Raises ContainerdUnreachable.
+    """
+    async with open_channel(address, namespace) as channel:
+        client = ContainerdClient(channel)
+        await client.version()
+        yield client
+
+
+async def _send_blob(
+    call: DuplexCall[content_pb2.WriteContentResponse],
+    ref: str,
+    digest: str,
+    size: int,
+    labels: Mapping[str, str],
+    source: Source,
+) -> None:
+    """Content.Write's protocol: stat for the offset, write from there, commit."""
+    request = content_pb2.WriteContentRequest
+    status = await call.exchange(request(action=content_pb2.STAT, ref=ref, total=size, expected=digest))
+    # A write at offset 0 throws away what is there: right for an ingest that is longer than the blob.
+    offset = status.offset if status.offset <= size else 0
+    if offset < size:
+        async with source(offset) as blocks:
+            async for block in _gathered(blocks, _WRITE_SIZE):
+                await call.exchange(request(action=content_pb2.WRITE, offset=offset, data=block))
+                offset += len(block)
+    await call.exchange(
+        request(action=content_pb2.COMMIT, total=size, expected=digest, offset=offset, labels=labels)
+    )
+
+
+async def _gathered(blocks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of `size`, the last one shorter."""
+    pending = bytearray()
+    async for block in blocks:
+        pending += block
+        while len(pending) >= size:
+            yield bytes(pending[:size])
+            del pending[:size]
+    if pending:
+        yield bytes(pending)
+
+
+def _descriptor(descriptor: Descriptor) -> descriptor_pb2.Descriptor:
+    return descriptor_pb2.Descriptor(
+        media_type=descriptor.media_type,
+        digest=descriptor.digest,
+        size=descriptor.size,
+        annotations=descriptor.annotations,
+    )
+
+
+@contextmanager
+def _snapshotter_answers(snapshotter: str) -> Iterator[None]:
+    """containerd answers UNAVAILABLE for a proxy plugin whose socket is dead."""
+    try:
+        yield
+    except ContainerdRefused as error:
+        if error.code == "UNAVAILABLE":
+            raise SnapshotterUnreachable(snapshotter, details=error.details) from error
+        raise

@@ -1,0 +1,356 @@
+"""Pulling an image through containerd's API, so that a remote snapshotter may make its layers lazily.
+
+containerd 1.6 and 1.7 download every layer before their own client asks a snapshotter for
+anything. This pull asks first: index, manifest and config go into the content store, then
+each layer is prepared from the bottom up with the labels that a remote snapshotter needs.
+A layer that it makes by itself needs no download; any other is downloaded and unpacked by
+containerd as usual. A lease keeps everything until the image record does.
+
+Runs on asyncio's event loop. Cancelled or failed, a pull leaves no active snapshot and no lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import anyio
+
+from snapshotter.containerd.client import ContainerdClient
+from snapshotter.containerd.downloads import Downloads
+from snapshotter.containerd.errors import (
+    ContainerdAlreadyExists,
+    ContainerdError,
+    ContainerdRefused,
+    ContentLocked,
+    SnapshotterUnreachable,
+)
+from snapshotter.containerd.image import Document, PullableImage, WrongLayer
+from snapshotter.containerd.labels import (
+    CRI_MANAGED,
+    SNAPSHOT_REF,
+    UNCOMPRESSED,
+    chain_ids,
+    config_labels,
+    index_labels,
+    manifest_labels,
+    may_be_lazy,
+    snapshot_labels,
+    source_labels,
+)
+from snapshotter.containerd.progress import LayerState, PullProgress
+from snapshotter.containerd.types import Image, Mount
+
+LEASE_SECONDS = 24 * 3600
+DOWNLOADS_AT_ONCE = 3
+
+_PREPARE_ATTEMPTS = 3  # as many as containerd's own unpacker makes
+_CLEANUP_LIMIT = 10.0  # seconds for what must be done after a failure or a cancellation
+_RECONNECT_LIMIT = 4.0  # seconds: containerd waits up to 3 before it dials a restarted snapshotter again
+_POLL = 0.2  # seconds between two attempts at what another process is to make possible
+
+# Snapshotters that are built into containerd: none of them makes a layer by itself.
+_ORDINARY = frozenset({"overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"})
+
+# CRI's namespace: its image service finds an image by config digest, by name and by digest.
+_CRI_NAMESPACE = "k8s.io"
+
+Announce = Callable[[PullableImage], Awaitable[None]]
+"""Tells the snapshotter which image is coming; reports its own failures, raises nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """What a pull did: where each layer ended, and the layer bytes that it downloaded itself."""
+
+    image: PullableImage
+    states: tuple[LayerState, ...]
+    downloaded: int
+
+    def count(self, state: LayerState) -> int:
+        """How many layers ended in `state`."""
+        return self.states.count(state)
+
+
+async def pull_image(
+    client: ContainerdClient,
+    image: PullableImage,
+    *,
+    snapshotter: str,
+    announce: Announce,
+    progress: PullProgress,
+) -> PullResult:
+    """Pull `image` into the client's namespace and onto `snapshotter`.
+
+    Raises ContainerdError, WrongLayer, and what `image.open_layer` raises.
+    """
+    await client.require_snapshotter(snapshotter)
+    progress.layers(image.layers)
+    async with client.leased(LEASE_SECONDS) as leased:
+        pull = _Pull(leased, image, snapshotter, progress)
+        async with pull.downloads, _in_background(pull.announce_lazy(announce)):
+            await pull.store_documents()
+            await pull.build_chain()
+        await pull.record()
+    return PullResult(image, tuple(pull.states), pull.downloaded)
+
+
+class _Pull:
+    """One pull under a lease."""
+
+    def __init__(
+        self, client: ContainerdClient, image: PullableImage, snapshotter: str, progress: PullProgress
+    ) -> None:
+        self.states = [LayerState.WAITING] * len(image.layers)
+        self.downloaded = 0
+        self.downloads = Downloads(self._download, limit=DOWNLOADS_AT_ONCE)
+        self._client = client
+        self._image = image
+        self._snapshotter = snapshotter
+        self._progress = progress
+        self._chain = chain_ids(image.diff_ids)
+        self._lazy_expected = [
+            snapshotter not in _ORDINARY and may_be_lazy(layer.annotations) for layer in image.layers
+        ]
+
+    # Documents
+
+    async def store_documents(self) -> None:
+        """Put index, manifest and config into the content store, with what keeps their children."""
+        image = self._image
+        layers = [layer.digest for layer in image.layers]
+        if image.index is not None:
+            await self._store("index", image.index, index_labels(image.siblings))
+        manifest = manifest_labels(image.config.descriptor.digest, layers)
+        await self._store("manifest", image.manifest, manifest)
+        await self._store("config", image.config, {})
+
+    async def _store(self, kind: str, document: Document, labels: Mapping[str, str]) -> None:
+        descriptor = document.descriptor
+
+        @asynccontextmanager
+        async def content_from(offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
+            async def rest() -> AsyncIterator[bytes]:
+                yield document.content[offset:]
+
+            yield rest()
+
+        await self._write(
+            f"{kind}-{descriptor.digest}", descriptor.digest, descriptor.size, labels, content_from
+        )
+
+    async def _write(
+        self,
+        ref: str,
+        digest: str,
+        size: int,
+        labels: Mapping[str, str],
+        source: Callable[[int], AbstractAsyncContextManager[AsyncIterator[bytes]]],
+    ) -> None:
+        """Store a blob with its labels, after any other client that writes it now."""
+        image = self._image
+        while True:
+            try:
+                written = await self._client.write_content(
+                    ref,
+                    digest=digest,
+                    size=size,
+                    labels={**labels, **source_labels(image.host, image.repository, {})},
+                    source=source,
+                )
+                break
+            except ContentLocked:
+                await anyio.sleep(_POLL)
+        if not written:
+            info = await self._client.content_info(digest)
+            existing = info.labels if info is not None else {}
+            labels = {**labels, **source_labels(image.host, image.repository, existing)}
+            await self._client.label_content(digest, labels)
+
+    # The chain of snapshots
+
+    async def build_chain(self) -> None:
+        """Make the snapshot of every layer, from the bottom up."""
+        missing = await self._first_missing()
+        for number in range(missing):
+            self._enter(number, LayerState.EXISTS)
+        self._download_ahead(missing)
+        for number in range(missing, len(self._chain)):
+            await self._build(number)
+
+    async def announce_lazy(self, announce: Announce) -> None:
+        """Announce the image to the snapshotter if that may help."""
+        if any(self._lazy_expected):
+            await announce(self._image)
+
+    async def _first_missing(self) -> int:
+        """The number of the lowest layer without a snapshot; those below are kept by the lease."""
+        for number in reversed(range(len(self._chain))):
+            if await self._kept(self._chain[number]):
+                return number + 1
+        return 0
+
+    async def _kept(self, name: str) -> bool:
+        """Whether the committed snapshot is there, and under our lease from now on."""
+        if await self._client.stat_snapshot(self._snapshotter, name) is None:
+            return False
+        await self._client.keep_snapshot(self._snapshotter, name)
+        # Garbage collection may have taken it before the lease had it.
+        return await self._client.stat_snapshot(self._snapshotter, name) is not None
+
+    async def _build(self, number: int) -> None:
+        """Make one layer's snapshot on top of its parent's."""
+        chain_id = self._chain[number]
+        if self._lazy_expected[number]:
+            self._enter(number, LayerState.OPENING)
+        for _ in range(_PREPARE_ATTEMPTS):
+            key = f"extract-{time.time_ns() % 1_000_000_000}-{secrets.token_urlsafe(3)} {chain_id}"
+            async with self._removed_on_failure(key):
+                mounts = await self._prepare(number, key)
+                if mounts is not None:
+                    await self._unpack(number, key, mounts)
+                    return
+            if await self._kept(chain_id):
+                self._settle_lazy(number)
+                return
+        raise ContainerdRefused(
+            f"prepare layer {self._image.layers[number].digest}",
+            code="ALREADY_EXISTS",
+            details=f"snapshotter {self._snapshotter!r} says that {chain_id} exists, and does not have it",
+        )
+
+    async def _prepare(self, number: int, key: str) -> tuple[Mount, ...] | None:
+        """Mounts to unpack the layer onto, or None where the snapshotter has the whole layer."""
+        image, chain_id = self._image, self._chain[number]
+        labels = snapshot_labels(
+            chain_id=chain_id,
+            reference=image.name,
+            manifest_digest=image.manifest.descriptor.digest,
+            layers=[layer.digest for layer in image.layers[number:]],
+            annotations=image.layers[number].annotations,
+        )
+        parent = self._chain[number - 1] if number else ""
+        deadline = anyio.current_time() + _RECONNECT_LIMIT
+        while True:
+            try:
+                return await self._client.prepare(self._snapshotter, key, parent, labels)
+            except ContainerdAlreadyExists:
+                return None
+            except SnapshotterUnreachable:
+                if anyio.current_time() > deadline:
+                    raise
+                await anyio.sleep(_POLL)
+
+    async def _unpack(self, number: int, key: str, mounts: tuple[Mount, ...]) -> None:
+        """Download, unpack and commit a layer that the snapshotter does not make by itself."""
+        layer, chain_id = self._image.layers[number], self._chain[number]
+        if self._lazy_expected[number]:
+            # What kept this layer from being lazy will mostly hold for those above it too.
+            self._lazy_expected[number:] = [False] * (len(self._chain) - number)
+            self._download_ahead(number)
+        await self.downloads.wait(layer.digest)
+        self._enter(number, LayerState.UNPACKING)
+        diff_id = await self._client.apply(layer, mounts)
+        if diff_id != self._image.diff_ids[number]:
+            raise WrongLayer(
+                f"layer {layer.digest} of {self._image.name} unpacks to {diff_id}, its config promises "
+                f"{self._image.diff_ids[number]}: the image is damaged, push it anew"
+            )
+        try:
+            await self._client.commit(self._snapshotter, key, chain_id, {SNAPSHOT_REF: chain_id})
+        except ContainerdAlreadyExists:  # another client was faster
+            await self._client.remove_snapshot(self._snapshotter, key)
+            await self._client.keep_snapshot(self._snapshotter, chain_id)
+        await self._client.label_content(layer.digest, {UNCOMPRESSED: diff_id})
+        self._enter(number, LayerState.UNPACKED)
+
+    def _settle_lazy(self, number: int) -> None:
+        self._enter(number, LayerState.LAZY)
+        digest = self._image.layers[number].digest
+        above = range(number + 1, len(self._chain))
+        if not any(self._image.layers[other].digest == digest for other in above):
+            self.downloads.drop(digest)
+
+    @asynccontextmanager
+    async def _removed_on_failure(self, key: str) -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException:
+            # Garbage collection would take it too, later: nothing else refers to it.
+            with anyio.move_on_after(_CLEANUP_LIMIT, shield=True), suppress(ContainerdError):
+                await self._client.remove_snapshot(self._snapshotter, key)
+            raise
+
+    # Layer blobs
+
+    def _download_ahead(self, lowest: int) -> None:
+        """Begin the downloads of all layers from `lowest` up that nobody will make lazily."""
+        for layer, lazy in zip(self._image.layers[lowest:], self._lazy_expected[lowest:], strict=True):
+            if not lazy:
+                self.downloads.start(layer.digest)
+
+    async def _download(self, digest: str) -> None:
+        numbers = [number for number, layer in enumerate(self._image.layers) if layer.digest == digest]
+        layer = self._image.layers[numbers[0]]
+        for number in numbers:
+            self._enter(number, LayerState.DOWNLOADING)
+
+        @asynccontextmanager
+        async def layer_from(offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
+            async with self._image.open_layer(layer, offset) as blocks:
+                yield self._counted(blocks, offset, numbers)
+
+        try:
+            await self._write(f"layer-{digest}", digest, layer.size, {}, layer_from)
+        except ContainerdRefused as error:
+            if error.code != "FAILED_PRECONDITION":
+                raise
+            raise WrongLayer(
+                f"layer {digest} of {self._image.name}: {self._image.host} sent other bytes than that "
+                f"({error.details}): pull again, and look at the registry if it stays so"
+            ) from error
+
+    async def _counted(
+        self, blocks: AsyncIterator[bytes], offset: int, numbers: list[int]
+    ) -> AsyncIterator[bytes]:
+        async for block in blocks:
+            offset += len(block)
+            self.downloaded += len(block)
+            for number in numbers:
+                self._progress.received(number, offset)
+            yield block
+
+    # The image record
+
+    async def record(self) -> None:
+        """Tie the topmost snapshot to the config, and create or move the image record."""
+        image = self._image
+        config = image.config.descriptor.digest
+        if self._chain:
+            await self._client.label_content(config, config_labels(self._snapshotter, self._chain[-1]))
+        if self._client.namespace == _CRI_NAMESPACE:
+            names, labels = [config, image.name, image.digest_name], dict([CRI_MANAGED])
+        else:
+            names, labels = [image.name], {}
+        for name in dict.fromkeys(names):
+            await self._client.put_image(Image(name, image.target, labels))
+
+    def _enter(self, number: int, state: LayerState) -> None:
+        self.states[number] = state
+        self._progress.state(number, state)
+
+
+@asynccontextmanager
+async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run `work` beside the block, and no longer than the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

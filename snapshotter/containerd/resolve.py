@@ -1,0 +1,76 @@
+"""From a reference to an image that can be pulled: the part of a pull that talks to the registry."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fetcher.errors import InvalidReference
+from fetcher.manifest import Descriptor as ManifestDescriptor
+from fetcher.manifest import Document as ServedDocument
+from fetcher.manifest import Platform, parse_index
+from fetcher.reference import Reference, parse_digest
+from snapshotter.containerd.image import Document, PullableImage, UnusableImage
+from snapshotter.containerd.types import Descriptor
+
+if TYPE_CHECKING:
+    from fetcher.registry import RegistryClient
+
+
+async def resolve_image(client: RegistryClient, reference: Reference, platform: Platform) -> PullableImage:
+    """The image that `reference` names, for `platform`, with its documents here and its layers not.
+
+    Raises FetchError: the registry's, or UnusableImage.
+    """
+    resolved = await client.manifest(reference, platform=platform)
+    config = await client.blob_bytes(reference, resolved.config.digest)
+
+    @asynccontextmanager
+    async def open_layer(layer: Descriptor, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        blob = client.blob(reference, layer.digest, layer.size)
+        async with blob.stream(offset, layer.size) as blocks:
+            yield blocks
+
+    return PullableImage(
+        name=str(reference),
+        host=reference.host,
+        repository=reference.repository,
+        digest_name=f"{reference.name}@{resolved.target.digest}",
+        index=None if resolved.index is None else _document(resolved.index),
+        siblings=() if resolved.index is None else _siblings(resolved.index),
+        manifest=_document(resolved.manifest),
+        config=Document(_descriptor(resolved.config), config),
+        layers=tuple(_descriptor(layer) for layer in resolved.layers),
+        diff_ids=_diff_ids(config, reference),
+        open_layer=open_layer,
+    )
+
+
+class _RootFs(msgspec.Struct, frozen=True):
+    diff_ids: list[str]
+
+
+class _Config(msgspec.Struct, frozen=True):
+    rootfs: _RootFs
+
+
+def _diff_ids(config: bytes, reference: Reference) -> tuple[str, ...]:
+    try:
+        return tuple(parse_digest(text) for text in msgspec.json.decode(config, type=_Config).rootfs.diff_ids)
+    except (msgspec.DecodeError, InvalidReference) as error:
+        raise UnusableImage(f"{reference} has no config that a container can be made of: {error}") from error
+
+
+def _siblings(index: ServedDocument) -> tuple[str, ...]:
+    return tuple(entry.descriptor.digest for entry in parse_index(index.data))
+
+
+def _document(served: ServedDocument) -> Document:
+    return Document(Descriptor(served.media_type, served.digest, len(served.data)), served.data)
+
+
+def _descriptor(descriptor: ManifestDescriptor) -> Descriptor:
+    return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size, descriptor.annotations)

@@ -1,0 +1,9 @@
+"""Where things are unless told otherwise."""
+
+from __future__ import annotations
+
+from typing import Final
+
+DEFAULT_CONFIG: Final = "/etc/layergate/config.toml"
+DEFAULT_ROOT: Final = "/var/lib/layergate"
+DEFAULT_ADDRESS: Final = "/run/layergate/layergate.sock"

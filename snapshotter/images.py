@@ -1,0 +1,173 @@
+"""Opening the layers of an image, all of them together, before containerd asks for them one by one.
+
+The first layer that containerd asks for names its image; the manifest is
+fetched once and every layer with a table of contents is opened at the same
+time. When containerd comes to the next layer, it is here already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+import structlog
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from fetcher.blob import RegistryBlob
+from fetcher.errors import FetchError, NotEstargz, RegistryNotFound
+from fetcher.manifest import Platform, ResolvedImage
+from fetcher.opening import open_layer
+from fetcher.reference import parse_reference
+from fetcher.sources import BlobSources
+from fetcher.store import LayerStore, RegistrySource, layer_key
+from snapshotter.remote import RemoteLayer
+
+log = structlog.get_logger("layergate.images")
+
+_REMEMBERED: Final = 64
+"""Manifests kept in memory; each takes some KB."""
+
+
+@dataclass(slots=True)
+class _Opening:
+    """One layer being opened; `done` is set when there is a layer key or a failure."""
+
+    done: anyio.Event = field(default_factory=anyio.Event)
+    layer: str = ""
+    failure: FetchError | None = None
+
+
+class Images:
+    """Opens layers through one registry client. `opened` is called with each new layer key."""
+
+    def __init__(
+        self, store: LayerStore, sources: BlobSources, tasks: TaskGroup, *, opened: Callable[[str], None]
+    ) -> None:
+        self._store = store
+        self._sources = sources
+        self._tasks = tasks
+        self._opened = opened
+        self._manifests: dict[str, ResolvedImage] = {}
+        self._manifest_lock = anyio.Lock()
+        self._openings: dict[tuple[str, str | None], _Opening] = {}
+
+    async def open(self, wanted: RemoteLayer) -> str:
+        """The layer key of an opened layer; opens its whole image on the way. Raises FetchError."""
+        if wanted.toc_digest is not None:
+            layer = layer_key(wanted.digest, wanted.toc_digest)
+            if await to_thread.run_sync(self._store.exists, layer):
+                await to_thread.run_sync(
+                    self._store.add_sources, layer, [RegistrySource(wanted.reference)], [wanted.reference]
+                )
+                return layer
+        opening = self._openings.get((wanted.digest, wanted.toc_digest))
+        if opening is None:
+            size = await self._open_image(wanted)
+            opening = self._start(RegistrySource(wanted.reference), wanted.digest, wanted.toc_digest, size)
+        await opening.done.wait()
+        if opening.failure is not None:
+            raise opening.failure
+        return opening.layer
+
+    async def open_image(
+        self, reference: str, manifest_digest: str, platform: Platform, *, plain_http: bool = False
+    ) -> int:
+        """Begin opening every layer of an image that may be lazy; how many those are. Raises FetchError."""
+        source = RegistrySource(reference, plain_http)
+        image = await self._manifest(source, manifest_digest, platform)
+        return self._start_all(source, image)
+
+    async def _open_image(self, wanted: RemoteLayer) -> int | None:
+        """Begin opening the image that `wanted` belongs to; the layer's size, None if that is not known."""
+        source = RegistrySource(wanted.reference)
+        try:
+            image = await self._manifest(source, wanted.manifest_digest, Platform.host())
+        except RegistryNotFound as error:
+            # The tag may have moved or gone since the client resolved it; the blob may still be there.
+            log.info("manifest_not_found", image=wanted.reference, error=str(error))
+            return None
+        for layer in image.layers:
+            if layer.digest == wanted.digest:
+                self._start_all(source, image)
+                return layer.size
+        log.info("layer_not_in_manifest", image=wanted.reference, digest=wanted.digest)
+        return None
+
+    def _start_all(self, source: RegistrySource, image: ResolvedImage) -> int:
+        """Begin opening each layer that has a TOC and is not here; how many have one."""
+        lazy = [(layer, layer.toc_digest) for layer in image.layers if layer.toc_digest is not None]
+        for layer, toc_digest in lazy:
+            if not self._store.exists(layer_key(layer.digest, toc_digest)):
+                self._start(source, layer.digest, toc_digest, layer.size)
+        return len(lazy)
+
+    async def _manifest(
+        self, source: RegistrySource, manifest_digest: str | None, platform: Platform
+    ) -> ResolvedImage:
+        reference = parse_reference(source.reference)
+        if manifest_digest is not None:
+            reference = reference.with_digest(manifest_digest)
+        key = f"{reference} {platform}"
+        async with self._manifest_lock:
+            image = self._manifests.get(key)
+            if image is None:
+                client = await self._sources.client(reference, plain_http=source.plain_http)
+                image = await client.manifest(reference, platform=platform)
+                if reference.digest is not None:
+                    if len(self._manifests) >= _REMEMBERED:
+                        del self._manifests[next(iter(self._manifests))]
+                    self._manifests[key] = image
+        return image
+
+    def _start(
+        self, source: RegistrySource, digest: str, toc_digest: str | None, size: int | None
+    ) -> _Opening:
+        opening = self._openings.get((digest, toc_digest))
+        if opening is None:
+            opening = self._openings[digest, toc_digest] = _Opening()
+            self._tasks.start_soon(self._open, opening, source, digest, toc_digest, size)
+        return opening
+
+    async def _open(
+        self,
+        opening: _Opening,
+        source: RegistrySource,
+        digest: str,
+        toc_digest: str | None,
+        size: int | None,
+    ) -> None:
+        begun = anyio.current_time()
+        image = source.reference
+        try:
+            reference = parse_reference(image)
+            client = await self._sources.client(reference, plain_http=source.plain_http)
+            blob = RegistryBlob(client, reference, digest, size)
+            opening.layer = await open_layer(
+                self._store,
+                blob,
+                digest=digest,
+                size=size,
+                promised_toc_digest=toc_digest,
+                source=source,
+                image=image,
+            )
+            log.info(
+                "layer_opened",
+                layer=opening.layer,
+                digest=digest,
+                image=image,
+                seconds=round(anyio.current_time() - begun, 3),
+            )
+            self._opened(opening.layer)
+        except NotEstargz as error:
+            log.info("layer_not_estargz", digest=digest, image=image, reason=str(error))
+            opening.failure = error
+        except FetchError as error:
+            log.warning("layer_not_opened", digest=digest, image=image, error=str(error))
+            opening.failure = error
+        finally:
+            opening.done.set()
+            del self._openings[digest, toc_digest]

@@ -1,0 +1,239 @@
+"""The lazy part of the snapshotter: `Lowers` on a layer store, streams and the mounter.
+
+What a chain stands on. Complete layers are native directories. From the
+uppermost incomplete layer down to the bottom of the chain, everything stands in
+one lazy lower, complete layers too, as META: a directory inside PLAIN cannot be
+a layer of a mount that has PLAIN as its data.
+
+    chain (uppermost first)     complete   incomplete   complete   ordinary
+    lowerdirs                   native     `------ one lazy lower -------'
+
+When a lazy lower is released. Mounts that stand on it hold what they need
+themselves, so its mount point matters only between our answer and the mount
+that follows it. It goes when no snapshot that was given it is left, or when all
+its layers are complete and the last answer that named it is `mount_seconds` old.
+META of a layer goes with the last lazy lower that has it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from fetcher.errors import FetchError, InvalidReference, NotEstargz
+from fetcher.store import LayerStore
+from mounter.errors import MounterError
+from mounter.lowers import (
+    Directory,
+    Meta,
+    Part,
+    lazy_id,
+    lazy_lowers,
+    mount_lazy_lower,
+    release_lazy_lower,
+)
+from mounter.meta import metas, release_meta
+from mounter.probe import Mode
+from snapshotter.config import Config
+from snapshotter.directories import disk_usage
+from snapshotter.errors import Unavailable
+from snapshotter.gates import Gate, Gates
+from snapshotter.images import Images
+from snapshotter.lowers import LazyLink, Link, Lowerdirs
+from snapshotter.remote import remote_layer
+from snapshotter.streams import LayerStreams
+
+log = structlog.get_logger("layergate.lazy")
+
+_RELEASE_INTERVAL_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A lazy lower that was given to a snapshot, and when (monotonic seconds)."""
+
+    lazy: str
+    since: float
+
+
+class LazyLowers:
+    """Implements `snapshotter.lowers.Lowers`; `run` must be running for lazy lowers to be released."""
+
+    def __init__(
+        self, store: LayerStore, config: Config, *, images: Images, streams: LayerStreams, gates: Gates
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._images = images
+        self._streams = streams
+        self._gates = gates
+        self._given: dict[str, _Given] = {}
+        self._changed = anyio.Event()
+        self._mounting = anyio.Lock()
+        self._pinned: Counter[str] = Counter()
+        self._usage: dict[str, tuple[int, int]] = {}
+
+    def configure(self, config: Config) -> None:
+        """Take a new configuration."""
+        self._config = config
+
+    async def open_layer(self, labels: Mapping[str, str]) -> str | None:
+        """Open the layer that the labels describe, up to META; its key, None if it cannot be lazy."""
+        settings = self._config.lazy
+        if not settings.enabled or await self._gates.mode() is None:
+            return None
+        try:
+            wanted = remote_layer(labels)
+        except InvalidReference as error:
+            log.warning("labels_not_understood", error=str(error))
+            return None
+        if wanted is None or (wanted.toc_digest is None and not settings.allow_unverified_toc):
+            return None
+        try:
+            with anyio.fail_after(settings.open_timeout_seconds):
+                layer = await self._images.open(wanted)
+                await self._streams.ready(layer)
+        except NotEstargz:
+            return None
+        except TimeoutError:
+            log.warning("layer_open_timed_out", digest=wanted.digest, image=wanted.reference)
+            return None
+        except (FetchError, Unavailable) as error:
+            log.warning("layer_not_lazy", digest=wanted.digest, image=wanted.reference, error=str(error))
+            return None
+        return layer
+
+    async def lowerdirs(self, key: str, chain: Sequence[Link]) -> Lowerdirs:
+        """Native directories where layers are complete, a lazy lower for the rest. Raises Unavailable."""
+        native, rest = await to_thread.run_sync(self._split, chain)
+        if not rest:
+            return Lowerdirs(tuple(native))
+        layers = [link.layer for link in rest if isinstance(link, LazyLink)]
+        self._pinned.update(layers)
+        try:
+            for layer in layers:
+                await self._streams.ready(layer)
+            gate = await self._gates.current()
+            if gate.mode is Mode.STUB:
+                return Lowerdirs((*native, *(self._tree_path(link) for link in rest)))
+            return Lowerdirs((*native, await self._lazy_lower(key, rest, gate)), lazy=True)
+        except MounterError as error:
+            raise Unavailable(f"snapshot {key!r}: {error}") from error
+        finally:
+            self._pinned.subtract(layers)
+
+    async def _lazy_lower(self, key: str, links: Sequence[Link], gate: Gate) -> str:
+        parts = _parts(links)
+        async with self._mounting:
+            path = await to_thread.run_sync(mount_lazy_lower, self._store.root, parts, gate.generation)
+            self._given[key] = _Given(lazy_id(parts, gate.generation), anyio.current_time())
+        return path
+
+    async def usage(self, layer: str) -> tuple[int, int]:
+        """Bytes and inodes of the layer's plain directory; remembered once it is complete."""
+        if layer in self._usage:
+            return self._usage[layer]
+        complete = self._store.is_complete(layer)
+        usage = await to_thread.run_sync(disk_usage, self._store.fs(layer))
+        if complete:
+            self._usage[layer] = usage.size, usage.inodes
+        return usage.size, usage.inodes
+
+    async def removed(self, key: str) -> None:
+        """The snapshot's lazy lower has one user less."""
+        if self._given.pop(key, None) is not None:
+            self._changed.set()
+
+    async def retain(self, layers: AbstractSet[str]) -> None:
+        """Work on these layers, all of them and no others; what is here of the others stays in the cache."""
+        self._streams.keep_only(layers)
+        for layer in layers:
+            if await to_thread.run_sync(self._store.exists, layer):
+                self._streams.want(layer)
+            else:
+                log.error("layer_missing", layer=layer, remedy="remove the image and pull it again")
+        self._changed.set()
+
+    def layer_completed(self, layer: str) -> None:
+        """Look for lazy lowers that nothing needs any more."""
+        self._changed.set()
+
+    async def restore(self, standing: Iterable[tuple[str, Sequence[Link]]]) -> None:
+        """After a start: take over what a predecessor mounted, and go on with what snapshots need.
+
+        `standing` are the active and view snapshots with their chains.
+        """
+        now = anyio.current_time()
+        lowers = await to_thread.run_sync(lazy_lowers, self._store.root)
+        for key, chain in standing:
+            parts = _parts(chain)
+            for lower in lowers:
+                if lower.mounted and parts[-len(lower.parts) :] == list(lower.parts):
+                    self._given[key] = _Given(lower.id, now)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Release lazy lowers and META as they fall out of use, until cancelled."""
+        while True:
+            with anyio.move_on_after(_RELEASE_INTERVAL_SECONDS if self._given else None):
+                await self._changed.wait()
+            self._changed = anyio.Event()
+            async with self._mounting:
+                await self._release()
+
+    def _split(self, chain: Sequence[Link]) -> tuple[list[str], list[Link]]:
+        """Native directories down to the uppermost incomplete layer, and the chain from there on."""
+        incomplete = [
+            number
+            for number, link in enumerate(chain)
+            if isinstance(link, LazyLink) and not self._store.is_complete(link.layer)
+        ]
+        first = incomplete[0] if incomplete else len(chain)
+        native = [
+            self._store.fs(link.layer) if isinstance(link, LazyLink) else link.path for link in chain[:first]
+        ]
+        return native, list(chain[first:])
+
+    def _tree_path(self, link: Link) -> str:
+        """A layer as a directory where the gate shows whole trees."""
+        if isinstance(link, LazyLink):
+            if self._store.is_complete(link.layer):
+                return self._store.fs(link.layer)
+            return os.path.join(self._store.root, "gate", link.layer, "fs")
+        return link.path
+
+    async def _release(self) -> None:
+        """Take away what nothing needs; nothing is mounted meanwhile."""
+        root = self._store.root
+        latest = anyio.current_time() - self._config.lazy.mount_seconds
+        given: dict[str, float] = {}
+        for one in self._given.values():
+            given[one.lazy] = max(one.since, given.get(one.lazy, 0.0))
+        kept: set[str] = set()
+        for lower in await to_thread.run_sync(lazy_lowers, root):
+            layers = [part.layer for part in lower.parts if isinstance(part, Meta)]
+            since = given.get(lower.id)
+            passed_on = since is not None and since < latest and all(map(self._store.is_complete, layers))
+            if since is None or passed_on or not lower.mounted:
+                await to_thread.run_sync(release_lazy_lower, root, lower.id)
+                self._given = {key: one for key, one in self._given.items() if one.lazy != lower.id}
+                log.info("lazy_lower_released", lazy=lower.id, complete=passed_on)
+            else:
+                kept.update(layers)
+        for layer in await to_thread.run_sync(metas, root):
+            if layer not in kept and not self._pinned[layer] and not self._streams.works_on(layer):
+                await to_thread.run_sync(release_meta, root, layer)
+                log.info("meta_released", layer=layer)
+
+
+def _parts(links: Sequence[Link]) -> list[Part]:
+    """The links as parts of a lazy lower."""
+    return [Meta(link.layer) if isinstance(link, LazyLink) else Directory(link.path) for link in links]

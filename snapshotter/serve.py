@@ -1,0 +1,90 @@
+"""The composition root of `layergate serve`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import anyio
+import structlog
+
+from fetcher.credentials import docker_config_path
+from fetcher.sources import BlobSources
+from fetcher.store import LayerStore
+from snapshotter.admin import AdminService
+from snapshotter.config import Config, load_config
+from snapshotter.defaults import DEFAULT_CONFIG
+from snapshotter.gates import Gates
+from snapshotter.images import Images
+from snapshotter.lazy import LazyLowers
+from snapshotter.logs import configure_logs
+from snapshotter.metadata import Metadata
+from snapshotter.reload import watch_config
+from snapshotter.server import serve_grpc
+from snapshotter.service import SnapshotsService
+from snapshotter.snapshots import Snapshotter
+from snapshotter.status import StatusReader
+from snapshotter.streams import LayerStreams
+
+log = structlog.get_logger("layergate.serve")
+
+_DRAIN_SECONDS: Final = 5.0
+
+
+async def serve(*, root: str, address: str, config_path: str | None, level: str | None) -> None:
+    """Serve until SIGTERM or SIGINT; containers and the mounter stay.
+
+    Raises ConfigError, MetadataError, SocketInUse, StoreError.
+    """
+    config = load_config(config_path)
+    configure_logs(level or config.log.level)
+    store = LayerStore(root)
+    store.create_directories()
+    os.makedirs(os.path.dirname(os.path.abspath(address)), mode=0o700, exist_ok=True)
+    requests: Counter[str] = Counter()
+    with Metadata(os.path.join(store.root, "metadata.db")) as metadata:
+        async with (
+            BlobSources(
+                config.registry_settings(), on_request=lambda kind: requests.update([kind])
+            ) as sources,
+            anyio.create_task_group() as tasks,
+        ):
+            gates = Gates(store.root, config)
+            streams = LayerStreams(store, config, completed=lambda layer: lazy.layer_completed(layer))
+            images = Images(store, sources, tasks, opened=streams.want)
+            lazy = LazyLowers(store, config, images=images, streams=streams, gates=gates)
+            snapshotter = Snapshotter(Path(store.root), metadata, lazy)
+
+            def apply(changed: Config) -> None:
+                configure_logs(level or changed.log.level)
+                sources.configure(changed.registry_settings())
+                for part in (gates, streams, lazy):
+                    part.configure(changed)
+
+            await tasks.start(streams.run)
+            await gates.attach()
+            tasks.start_soon(gates.run)
+            standing = await snapshotter.all_standing()
+            await lazy.restore((one.snapshot.name, one.chain) for one in standing)
+            await snapshotter.retain_layers()
+            tasks.start_soon(lazy.run)
+            watched = config_path or DEFAULT_CONFIG
+            tasks.start_soon(
+                watch_config, watched, [docker_config_path(config.credentials.docker_config)], apply
+            )
+            service = SnapshotsService(snapshotter)
+            admin = AdminService(images, StatusReader(store, streams, gates, requests))
+            async with serve_grpc(
+                address,
+                service.register,
+                admin.register,
+            ):
+                with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                    log.info("serving", address=address, root=store.root, pid=os.getpid())
+                    await anext(signals)
+                log.info("stopping")
+            await service.drain(_DRAIN_SECONDS)
+            tasks.cancel_scope.cancel()

@@ -1,0 +1,145 @@
+"""What `layergate status` shows: every layer, and counters. The JSON's shape is described in docs/cli.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol
+
+import msgspec
+from anyio import to_thread
+
+from fetcher.errors import FetchError
+from fetcher.progress import Field
+from fetcher.store import LayerStore
+from snapshotter.gates import Gates
+from snapshotter.streams import State
+
+
+class LayerStates(Protocol):
+    """Who knows what is being done for a layer."""
+
+    def state(self, layer: str) -> tuple[State, str | None]:
+        """The layer's state, and why its last try failed."""
+        ...
+
+
+class LayerStatus(msgspec.Struct, frozen=True):
+    """One layer. Bytes are compressed bytes, files are regular files with content."""
+
+    digest: str
+    layer: str
+    state: State
+    bytes_done: int
+    bytes_total: int
+    files_done: int
+    files_total: int
+    images: list[str]
+    error: str | None
+
+
+class FuseStatus(msgspec.Struct, frozen=True):
+    """Requests that reached the gate since its process started."""
+
+    lookup: int = 0
+    open: int = 0
+    read: int = 0
+    read_bytes: int = 0
+
+
+class FetchedBytes(msgspec.Struct, frozen=True):
+    """Bytes that came from registries for the layers here, by what they were fetched for."""
+
+    toc: int
+    prefetch: int
+    on_demand: int
+    background: int
+
+
+class OnDemandStatus(msgspec.Struct, frozen=True):
+    """Files that a container waited for; latencies in milliseconds."""
+
+    count: int = 0
+    failed: int = 0
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+    max_ms: float = 0.0
+
+
+class MounterStatus(msgspec.Struct, frozen=True):
+    """The mounter process; `mode` is gate or stub."""
+
+    pid: int
+    mode: str
+    generation: str
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The whole answer."""
+
+    layers: list[LayerStatus]
+    fuse: FuseStatus
+    on_demand: OnDemandStatus
+    fetched_bytes: FetchedBytes
+    requests: dict[str, int]
+    mounter: MounterStatus | None
+
+
+class StatusReader:
+    """Gathers a Status; cheap enough to be asked several times a second."""
+
+    def __init__(self, store: LayerStore, states: LayerStates, gates: Gates, requests: Counter[str]) -> None:
+        self._store = store
+        self._states = states
+        self._gates = gates
+        self._requests = requests
+
+    async def read(self) -> Status:
+        """The status now."""
+        mounter = await self._gates.status()
+        layers, fetched, requests = await to_thread.run_sync(self._layers)
+        return Status(
+            layers=layers,
+            fuse=mounter.fuse if mounter else FuseStatus(),
+            on_demand=mounter.on_demand if mounter else OnDemandStatus(),
+            fetched_bytes=fetched,
+            requests=dict(self._requests) | requests,
+            mounter=mounter.process if mounter else None,
+        )
+
+    def _layers(self) -> tuple[list[LayerStatus], FetchedBytes, dict[str, int]]:
+        layers: list[LayerStatus] = []
+        sums: Counter[Field] = Counter()
+        for layer in self._store.layers():
+            try:
+                record = self._store.record(layer)
+                progress = self._store.progress(layer)
+            except (FetchError, OSError):
+                continue  # removed since it was listed, or damaged, which `cache verify` reports
+            values = {one: progress[one] for one in Field}
+            progress.close()
+            sums.update(values)
+            state, error = self._states.state(layer)
+            layers.append(
+                LayerStatus(
+                    digest=record.digest,
+                    layer=layer,
+                    state=state,
+                    bytes_done=values[Field.BYTES_DONE],
+                    bytes_total=values[Field.BYTES_TOTAL],
+                    files_done=values[Field.FILES_DONE],
+                    files_total=values[Field.FILES_TOTAL],
+                    images=record.images,
+                    error=error,
+                )
+            )
+        fetched = FetchedBytes(
+            toc=sums[Field.FETCHED_TOC],
+            prefetch=sums[Field.FETCHED_PREFETCH],
+            on_demand=sums[Field.FETCHED_ON_DEMAND],
+            background=sums[Field.FETCHED_BACKGROUND],
+        )
+        requests = {
+            "stream": sums[Field.REQUESTS_STREAM],
+            "on_demand": sums[Field.REQUESTS_ON_DEMAND],
+        }
+        return layers, fetched, requests

@@ -1,0 +1,277 @@
+"""Which layers are worked on, by how many processes at once. Runs in serve's event loop.
+
+Each wanted layer that is not complete has one task here. It runs a worker
+process (`snapshotter.worker`), first in one of the *prepare* places (META and
+prefetch range: a container waits for them), then in one of the fewer *stream*
+places. A worker that has prepared its layer goes on streaming if a place is
+free, else it ends, and another one resumes the layer when its turn comes. While
+anything prepares, streams yield (`fetcher.demand`).
+
+What fails is tried again for as long as the layer is wanted, ever more slowly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+import structlog
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from fetcher.demand import HOLD_SECONDS, Demand, Slot
+from fetcher.store import LayerStore
+from snapshotter.config import Config
+from snapshotter.errors import Unavailable
+from snapshotter.worker import Failed, Prefetched, Report, Task
+from snapshotter.workers import Worker, start_fork_server
+
+log = structlog.get_logger("layergate.streams")
+
+_PREPARE_PLACES: Final = 4
+_FIRST_RETRY_SECONDS: Final = 1.0
+_LONGEST_RETRY_SECONDS: Final = 60.0
+
+
+class State(enum.Enum):
+    """What users see of a layer."""
+
+    STUB = "stub"
+    """Opened; nothing is being done for it now."""
+    STREAMING = "streaming"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    """The last try failed; there may be another."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """One layer being brought here."""
+
+    layer: str
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    worker: Worker | None = None
+    mountable: bool = False
+    failure: Failed | None = None
+
+    def become_ready(self) -> None:
+        """META stands."""
+        self.mountable = True
+        self.failure = None
+        self.ready.set()
+
+    def fail(self, failure: Failed) -> None:
+        """The try failed; whoever waits is told."""
+        self.failure = failure
+        self.ready.set()
+
+
+class LayerStreams:
+    """Brings wanted layers here; `run` must be running in a task group for anything to happen."""
+
+    def __init__(self, store: LayerStore, config: Config, *, completed: Callable[[str], None]) -> None:
+        self._store = store
+        self._config = config
+        self._completed = completed
+        self._jobs: dict[str, _Job] = {}
+        self._prepare = anyio.Semaphore(_PREPARE_PLACES)
+        self._stream = anyio.Semaphore(config.stream.parallel_layers)
+        self._preparing = _Preparing(Demand(store.root))
+        self._changed = anyio.Event()
+        self._tasks: TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Serve until cancelled; workers end with it."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            await to_thread.run_sync(start_fork_server)
+            while True:
+                self._preparing.refresh()
+                await anyio.sleep(HOLD_SECONDS / 3)
+
+    def configure(self, config: Config) -> None:
+        """Take a new configuration; running streams get the new rate at once."""
+        self._config = config
+        self._changed.set()
+        self._changed = anyio.Event()
+        for job in self._jobs.values():
+            if job.worker is not None:
+                job.worker.change_rate(self._rate())
+
+    def want(self, layer: str) -> None:
+        """See to it that the layer comes here, starting now."""
+        if layer not in self._jobs and not self._store.is_complete(layer):
+            assert self._tasks is not None, "LayerStreams.run is not running"
+            job = self._jobs[layer] = _Job(layer)
+            self._tasks.start_soon(self._bring, job, name=f"layer {layer}")
+
+    def keep_only(self, wanted: Iterable[str]) -> None:
+        """Stop working on every layer that is not wanted any more; what is here of it stays."""
+        keep = set(wanted)
+        for layer in [layer for layer in self._jobs if layer not in keep]:
+            log.info("layer_not_wanted", layer=layer)
+            self._jobs.pop(layer).scope.cancel()
+
+    def works_on(self, layer: str) -> bool:
+        """Whether the layer is wanted and not complete yet."""
+        return layer in self._jobs
+
+    async def ready(self, layer: str) -> None:
+        """Wait until the layer's META stands; raises Unavailable if it cannot be made."""
+        if self._store.is_complete(layer):
+            await self._build_meta(layer)
+            return
+        self.want(layer)
+        job = self._jobs[layer]
+        await job.ready.wait()
+        if not job.mountable:
+            reason = job.failure.message if job.failure else "it is not wanted any more"
+            raise Unavailable(f"layer {layer}: {reason}")
+
+    def state(self, layer: str) -> tuple[State, str | None]:
+        """The layer's state, and why its last try failed."""
+        job = self._jobs.get(layer)
+        if self._store.is_complete(layer):
+            return State.COMPLETE, None
+        if job is None:
+            return State.STUB, None
+        if job.failure is not None:
+            return State.FAILED, job.failure.message
+        return (State.STREAMING if job.worker is not None else State.STUB), None
+
+    async def _bring(self, job: _Job) -> None:
+        delay = _FIRST_RETRY_SECONDS
+        try:
+            with job.scope:
+                while True:
+                    report = await self._attempt(job)
+                    if not isinstance(report, Failed):
+                        break
+                    log.warning("layer_failed", layer=job.layer, kind=report.kind, error=report.message)
+                    job.fail(report)
+                    if not report.transient:
+                        delay = _LONGEST_RETRY_SECONDS
+                    await anyio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+                    delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
+        finally:
+            job.ready.set()
+            if self._jobs.get(job.layer) is job:
+                del self._jobs[job.layer]
+        if self._store.is_complete(job.layer):
+            log.info("layer_complete", layer=job.layer)
+            self._completed(job.layer)
+
+    async def _attempt(self, job: _Job) -> Report:
+        """One try, prepare and then stream; the worker's last report."""
+        prepare = _Place(self._prepare, self._preparing)
+        stream = _Place(self._stream)
+        try:
+            await prepare.take()
+            async with self._worker(job) as worker:
+                report = await worker.until_prefetched()
+                if not isinstance(report, Prefetched):
+                    return report
+                prepare.release()
+                if self._config.stream.enabled and stream.take_now():
+                    return await worker.stream(self._rate())
+            await self._enabled()
+            await stream.take()
+            async with self._worker(job) as worker:
+                report = await worker.until_prefetched()
+                return await worker.stream(self._rate()) if isinstance(report, Prefetched) else report
+        finally:
+            prepare.release()
+            stream.release()
+
+    @contextlib.asynccontextmanager
+    async def _worker(self, job: _Job) -> AsyncIterator[Worker]:
+        task = Task(self._store.root, job.layer, self._config.registry_settings(), self._config.log.level)
+        async with Worker(task, ready=job.become_ready) as worker:
+            job.worker = worker
+            try:
+                yield worker
+            finally:
+                job.worker = None
+
+    async def _build_meta(self, layer: str) -> None:
+        """META of a complete layer, which a lazy lower needs beside incomplete ones."""
+        task = Task(
+            self._store.root,
+            layer,
+            self._config.registry_settings(),
+            self._config.log.level,
+            meta_only=True,
+        )
+        ready = anyio.Event()
+        async with Worker(task, ready=ready.set) as worker:
+            report = await worker.until_prefetched()
+        if not ready.is_set():
+            raise Unavailable(f"layer {layer}: {report.message if isinstance(report, Failed) else report}")
+
+    async def _enabled(self) -> None:
+        while not self._config.stream.enabled:
+            await self._changed.wait()
+
+    def _rate(self) -> int:
+        """Each stream's share of the configured rate, bytes a second; 0 means no limit."""
+        return self._config.stream.bytes_per_second // max(1, self._config.stream.parallel_layers)
+
+
+class _Preparing:
+    """How many layers a container may be waiting for; the demand flag follows it."""
+
+    def __init__(self, demand: Demand) -> None:
+        self._demand = demand
+        self.count = 0
+
+    def enter(self) -> None:
+        self.count += 1
+        self.refresh()
+
+    def leave(self) -> None:
+        self.count -= 1
+        if not self.count:
+            self._demand.clear(Slot.PREFETCH)
+
+    def refresh(self) -> None:
+        if self.count:
+            self._demand.mark(Slot.PREFETCH)
+
+
+class _Place:
+    """One unit of a semaphore, released once however often it is asked to be."""
+
+    def __init__(self, semaphore: anyio.Semaphore, preparing: _Preparing | None = None) -> None:
+        self._semaphore = semaphore
+        self._preparing = preparing
+        self._held = False
+
+    async def take(self) -> None:
+        await self._semaphore.acquire()
+        self._taken()
+
+    def take_now(self) -> bool:
+        try:
+            self._semaphore.acquire_nowait()
+        except anyio.WouldBlock:
+            return False
+        self._taken()
+        return True
+
+    def _taken(self) -> None:
+        self._held = True
+        if self._preparing is not None:
+            self._preparing.enter()
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._semaphore.release()
+            if self._preparing is not None:
+                self._preparing.leave()

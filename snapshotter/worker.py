@@ -1,0 +1,237 @@
+"""The process that brings one layer here: META, prefetch range, then the rest.
+
+Forked by multiprocessing's fork server for one layer and gone afterwards. It
+reports over its pipe and stops when the pipe closes, so it does not outlive
+`layergate serve`; whatever it has linked in by then stays.
+
+    serve                 worker
+      |  -- fork(task) -->  |
+      |  <---- Ready -----  |   META stands: the layer can be mounted
+      |  <-- Prefetched --  |   [0, landmark) is here
+      |  ---- Continue -->  |   (or Stop: give the processor to another layer's prefetch)
+      |  <--- Complete ---  |   the completion mark stands
+      |  <---- Failed ----  |   instead of any of the above
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
+
+import anyio
+import msgspec
+import structlog
+
+from fetcher.demand import Demand
+from fetcher.errors import FetchError, InvalidReference, RegistryError, StoreError
+from fetcher.plain import PlainLayer
+from fetcher.progress import Field, Progress
+from fetcher.settings import RegistrySettings
+from fetcher.sources import BlobSources
+from fetcher.store import LayerStore
+from fetcher.stream import LayerStream, Pause
+from mounter.errors import MounterError
+from mounter.meta import ensure_meta
+from snapshotter.logs import configure_logs
+
+log = structlog.get_logger("layergate.worker")
+
+_BACKGROUND_NICE = 10
+_RECEIVE_BUFFER = 1 << 20
+"""Bytes of socket buffer a background stream may fill while it yields to foreground work."""
+_YIELD_SECONDS = 0.004
+_LONGEST_YIELD_SECONDS = 5.0
+"""So that endless foreground work cannot starve a stream."""
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What a worker is to do; picklable. `meta_only`: build META and be done."""
+
+    root: str
+    layer: str
+    registry: RegistrySettings
+    log_level: str
+    meta_only: bool = False
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """META stands: the layer can be mounted."""
+
+
+class Prefetched(msgspec.Struct, frozen=True):
+    """The prefetch range is here."""
+
+
+class Complete(msgspec.Struct, frozen=True):
+    """The completion mark stands."""
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The layer cannot go on now. `kind` names the error; `transient` errors are worth another try soon."""
+
+    kind: str
+    message: str
+    transient: bool
+
+
+Report = Ready | Prefetched | Complete | Failed
+
+
+class Continue(msgspec.Struct, frozen=True):
+    """Stream the rest, at no more than `bytes_per_second` (0: no limit). Sent again when that changes."""
+
+    bytes_per_second: int = 0
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """End now."""
+
+
+Order = Continue | Stop
+
+
+class _Stopped(Exception):
+    """The order to stop came, or nobody is there any more to give orders."""
+
+
+def run_worker(task: Task, pipe: Connection) -> None:
+    """Entry point in the forked process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    configure_logs(task.log_level)
+    structlog.contextvars.bind_contextvars(layer=task.layer)
+    try:
+        anyio.run(_Worker(task, pipe).run)
+    except _Stopped:
+        return
+    except (FetchError, MounterError) as error:
+        transient = isinstance(error, RegistryError | StoreError)
+        _report(pipe, Failed(type(error).__name__, str(error), transient))
+    except BaseException as error:
+        # A defect of ours must reach the scheduler as a failed layer, not as a silent end.
+        log.exception("worker_crashed")
+        _report(pipe, Failed(type(error).__name__, f"internal error: {error}", False))
+
+
+def _report(pipe: Connection, report: Report) -> None:
+    try:
+        pipe.send(report)
+    except OSError as error:
+        raise _Stopped from error
+
+
+class _Worker:
+    def __init__(self, task: Task, pipe: Connection) -> None:
+        self._task = task
+        self._pipe = pipe
+        self._store = LayerStore(task.root)
+        self._rate = 0
+        self._started = 0.0
+        self._sent = 0
+
+    async def run(self) -> None:
+        """Do the task; raises FetchError, MounterError, or _Stopped."""
+        task, store = self._task, self._store
+        tree = store.tree(task.layer)
+        ensure_meta(task.root, task.layer, tree)
+        _report(self._pipe, Ready())
+        if task.meta_only:
+            return
+        plain = PlainLayer(store.fs(task.layer), tree)
+        progress = store.progress(task.layer)
+        with store.lock(task.layer):
+            if not store.is_complete(task.layer):
+                if not store.same_boot(task.layer):
+                    dropped = plain.drop_unverified()
+                    store.mark_boot(task.layer)
+                    log.info("verified_after_restart", dropped_files=dropped)
+                plain.make_directories()
+                await self._bring(plain, progress)
+                plain.finish()
+                store.mark_complete(task.layer)
+        progress[Field.BYTES_DONE] = progress[Field.BYTES_TOTAL]
+        progress[Field.FILES_DONE] = progress[Field.FILES_TOTAL]
+        _report(self._pipe, Complete())
+
+    async def _bring(self, plain: PlainLayer, progress: Progress) -> None:
+        landmark = plain.tree.landmark or 0
+        progress[Field.FILES_TOTAL] = sum(1 for _ in plain.tree.regular_files())
+        async with BlobSources(self._task.registry, receive_buffer=_RECEIVE_BUFFER) as sources:
+            if landmark:
+                await self._stream(sources, plain, progress, Field.FETCHED_PREFETCH, 0, landmark, _go_on)
+            _report(self._pipe, Prefetched())
+            self._obey()
+            os.nice(_BACKGROUND_NICE)
+            demand = Demand(self._task.root)
+
+            async def pause(count: int) -> None:
+                while self._pipe.poll():
+                    self._obey()
+                await _yield_to(demand)
+                await self._keep_to_rate(count)
+
+            _count(plain, progress)
+            await self._stream(sources, plain, progress, Field.FETCHED_BACKGROUND, 0, plain.tree.end, pause)
+
+    async def _stream(
+        self,
+        sources: BlobSources,
+        plain: PlainLayer,
+        progress: Progress,
+        counter: Field,
+        start: int,
+        end: int,
+        pause: Pause,
+    ) -> None:
+        """Bring [start, end) from the first source that can; raises what the last one failed with."""
+        record = self._store.record(self._task.layer)
+        failure: FetchError | None = None
+        for source in record.sources:
+            try:
+                blob = await sources.blob(source, record)
+                await LayerStream(blob, plain, progress, counter=counter, pause=pause).run(start, end)
+            except (RegistryError, InvalidReference) as error:
+                failure = error
+                continue
+            return
+        raise failure or StoreError("the layer has no source left to fetch it from", errno=0)
+
+    def _obey(self) -> None:
+        """Take one order from the pipe, waiting for it; raises _Stopped for Stop or a closed pipe."""
+        try:
+            order: Order = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise _Stopped from error
+        if isinstance(order, Stop):
+            raise _Stopped
+        self._rate = order.bytes_per_second
+        self._started, self._sent = time.monotonic(), 0
+
+    async def _keep_to_rate(self, count: int) -> None:
+        if self._rate:
+            self._sent += count
+            ahead = self._sent / self._rate - (time.monotonic() - self._started)
+            if ahead > 0:
+                await anyio.sleep(ahead)
+
+
+async def _go_on(_count: int) -> None:
+    """The pause of a prefetch: none."""
+
+
+async def _yield_to(demand: Demand) -> None:
+    until = time.monotonic() + _LONGEST_YIELD_SECONDS
+    while demand.busy() and time.monotonic() < until:  # noqa: ASYNC110 - the flag is another process's
+        await anyio.sleep(_YIELD_SECONDS)
+
+
+def _count(plain: PlainLayer, progress: Progress) -> None:
+    """Set the counters of what is here to what the file system says."""
+    here = {id(node) for node in plain.tree.regular_files() if plain.has(node)}
+    progress[Field.FILES_DONE] = len(here)
+    progress[Field.BYTES_DONE] = sum(
+        member.end - member.offset
+        for member in plain.tree.members
+        if all(id(node) in here for node, _ in member.pieces)
+    )

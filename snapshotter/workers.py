@@ -1,0 +1,106 @@
+"""A worker process as serve sees it: started from the fork server, heard over a pipe, ended with its block.
+
+The fork server has everything imported that a worker needs, so a worker starts
+in about 5 ms instead of the 200 ms of a fresh interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+from anyio import to_thread
+
+from snapshotter.worker import Continue, Failed, Order, Prefetched, Ready, Report, Stop, Task, run_worker
+
+_PRELOAD: Final = ["snapshotter.worker", "anyio._backends._asyncio", "httpx"]
+_END_SECONDS: Final = 5.0
+
+_context = multiprocessing.get_context("forkserver")
+
+
+def start_fork_server() -> None:
+    """Start the fork server with a worker's modules loaded; blocking. It ends with this process."""
+    _context.set_forkserver_preload(_PRELOAD)
+    forkserver.ensure_running()
+
+
+class Worker:
+    """One worker process; an async context manager. `ready` is called when its layer can be mounted."""
+
+    def __init__(self, task: Task, *, ready: Callable[[], None]) -> None:
+        self._task = task
+        self._ready = ready
+        self._pipe: Connection
+        self._streaming = False
+
+    async def __aenter__(self) -> Self:
+        self._pipe, theirs = _context.Pipe()
+        self._process = _context.Process(target=run_worker, args=(self._task, theirs), daemon=True)
+        try:
+            await to_thread.run_sync(self._process.start)
+        except BaseException:
+            self._pipe.close()
+            raise
+        finally:
+            theirs.close()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._pipe.send(Stop())
+        self._pipe.close()
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(self._end)
+
+    def _end(self) -> None:
+        self._process.join(_END_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+
+    async def until_prefetched(self) -> Report:
+        """Wait for the prefetch range or an end before that; calls `ready` on the way."""
+        report = await self._receive()
+        if isinstance(report, Ready):
+            self._ready()
+            report = await self._receive() if not self._task.meta_only else report
+        return report
+
+    async def stream(self, bytes_per_second: int) -> Report:
+        """Let it stream the rest; its last report."""
+        self._streaming = True
+        self._send(Continue(bytes_per_second))
+        return await self._receive()
+
+    def change_rate(self, bytes_per_second: int) -> None:
+        """Tell a streaming worker its new limit."""
+        if self._streaming:
+            self._send(Continue(bytes_per_second))
+
+    def _send(self, order: Order) -> None:
+        # A worker that has died is seen by _receive.
+        with contextlib.suppress(OSError):
+            self._pipe.send(order)
+
+    async def _receive(self) -> Report:
+        await anyio.wait_readable(self._pipe.fileno())
+        try:
+            report: Report = self._pipe.recv()
+        except (EOFError, OSError):
+            await to_thread.run_sync(self._process.join, _END_SECONDS)
+            code = self._process.exitcode
+            return Failed("WorkerDied", f"the worker process ended without a word (exit code {code})", True)
+        return report
+
+
+__all__ = ["Prefetched", "Worker", "start_fork_server"]

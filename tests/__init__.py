@@ -1,0 +1,1 @@
+"""Tests of layergate, with the builders and comparisons that they share."""
