@@ -15,7 +15,6 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import Final
 
-import anyio
 import msgspec
 import structlog
 from anyio import to_thread
@@ -68,7 +67,7 @@ class CredentialStore:
     """Looks credentials up by registry host; safe to use from many tasks."""
 
     def __init__(self, docker_config: str | None = None) -> None:
-        self.path = docker_config or _default_path()
+        self.path = docker_config_path(docker_config)
         self._stamp: tuple[int, int, int] | None = None
         self._config = _Config()
 
@@ -86,10 +85,9 @@ class CredentialStore:
             credential = await _ask_helper(helper, DOCKER_IO_KEY if host == DOCKER_IO else host)
             if credential is not None:
                 return credential
-        exact = (config.auths or {}).get(DOCKER_IO_KEY if host == DOCKER_IO else host)
-        others = (auth for key, auth in (config.auths or {}).items() if _same_host(key, host))
-        for auth in ([exact] if exact else []) + list(others):
-            credential = _decoded(auth)
+        auths = config.auths or {}
+        for key in sorted((key for key in auths if _same_host(key, host)), key=lambda key: key != host):
+            credential = _decoded(auths[key])
             if credential is not None:
                 return credential
         return None
@@ -114,7 +112,10 @@ class CredentialStore:
         return self._config
 
 
-def _default_path() -> str:
+def docker_config_path(docker_config: str | None) -> str:
+    """The file to read: `docker_config`, $DOCKER_CONFIG/config.json, or ~/.docker/config.json."""
+    if docker_config is not None:
+        return docker_config
     directory = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
     return os.path.join(directory, "config.json")
 
@@ -147,11 +148,8 @@ async def _ask_helper(name: str, server: str) -> Credential | None:
         return None
     program = f"docker-credential-{name}"
     try:
-        with anyio.fail_after(_HELPER_SECONDS):
-            result = await anyio.run_process(
-                [program, "get"], input=server.encode(), check=False, stderr=subprocess.DEVNULL
-            )
-    except TimeoutError:
+        result = await to_thread.run_sync(_run_helper, program, server)
+    except subprocess.TimeoutExpired:
         log.warning("credential_helper_failed", helper=program, server=server, error="no answer")
         return None
     except OSError as error:
@@ -169,3 +167,14 @@ async def _ask_helper(name: str, server: str) -> Credential | None:
     if answer.username == _IDENTITY_USER:
         return Credential(answer.username, identity_token=answer.secret)
     return Credential(answer.username, answer.secret) if answer.secret else None
+
+
+def _run_helper(program: str, server: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [program, "get"],
+        input=server.encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=_HELPER_SECONDS,
+        check=False,
+    )

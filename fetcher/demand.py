@@ -37,7 +37,8 @@ class Demand:
     def __init__(self, root: str) -> None:
         fd = os.open(os.path.join(root, "demand"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, _SLOTS.size)
+            # Not ftruncate: a write to a mapped hole is a SIGBUS where the disk is full.
+            os.posix_fallocate(fd, 0, _SLOTS.size)
             self._map = mmap.mmap(fd, _SLOTS.size)
         finally:
             os.close(fd)

@@ -28,6 +28,7 @@ _EXTERNAL_FOOTER_SIZE: Final = 46
 _GZIP_EXTRA = b"\x1f\x8b\x08\x04"
 _MAGIC = b"STARGZ"
 _EXTERNAL = b"STARGZEXTERNALTOC"
+_HEXADECIMAL = b"0123456789abcdefABCDEF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,10 @@ def parse_footer(tail: bytes, *, blob_size: int) -> Footer:
 
 
 def _offset(text: bytes, limit: int) -> int:
-    try:
-        if not text.isalnum():
-            raise ValueError
-        offset = int(text, 16)
-    except ValueError:
-        raise FormatError(f"the eStargz footer's TOC offset {text!r} is not hexadecimal") from None
-    if not 0 <= offset < limit:
+    if text.strip(_HEXADECIMAL):
+        raise FormatError(f"the eStargz footer's TOC offset {text!r} is not hexadecimal")
+    offset = int(text, 16)
+    if offset >= limit:
         raise FormatError(f"the eStargz footer puts the TOC at byte {offset}, outside the layer")
     return offset
 

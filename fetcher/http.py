@@ -11,7 +11,6 @@ from typing import Final, NoReturn
 import httpx
 
 from fetcher.errors import (
-    RegistryError,
     RegistryNotFound,
     RegistryProtocolError,
     RegistryUnauthorized,
@@ -30,6 +29,7 @@ class Subject:
 
     reference: Reference
     what: str
+    endpoint: httpx.URL
     credentials_path: str
 
     @property
@@ -40,10 +40,14 @@ class Subject:
     def __str__(self) -> str:
         return f"{self.reference.name}: {self.what}"
 
+    def is_registry(self, url: httpx.URL) -> bool:
+        """Whether `url` is the registry's own, and not one that it redirects to."""
+        return (url.scheme, url.netloc) == (self.endpoint.scheme, self.endpoint.netloc)
+
     def party(self, url: httpx.URL) -> str:
         """Who answers at `url`: its host alone, since the query of a storage URL is a secret."""
         name = url.netloc.decode("ascii")
-        return f"the registry {self.host}" if name in self.host else f"{name}, at the word of {self.host},"
+        return self.host if self.is_registry(url) else f"{name} (to which {self.host} refers)"
 
     def protocol_error(self, message: str, status: int | None = None) -> RegistryProtocolError:
         """The error for an answer that makes no sense."""
@@ -56,7 +60,9 @@ class Subject:
             if anonymous
             else f"check the credentials for {self.host} in {self.credentials_path}"
         )
-        return RegistryUnauthorized(f"{self}: {self.host} gives no access; {advice}", host=self.host, status=status)
+        return RegistryUnauthorized(
+            f"{self}: {self.host} gives no access; {advice}", host=self.host, status=status
+        )
 
 
 @contextmanager
@@ -74,7 +80,8 @@ def network_errors(subject: Subject, url: httpx.URL) -> Iterator[None]:
                 host=subject.host,
             ) from error
         raise RegistryUnreachable(
-            f"{subject}: no answer from {subject.party(url)} ({_reason(error)}); is it reachable from this host?",
+            f"{subject}: no answer from {subject.party(url)} ({_reason(error)}); "
+            "is it reachable from this host?",
             host=subject.host,
         ) from error
 
@@ -83,10 +90,12 @@ def raise_status(subject: Subject, response: httpx.Response, *, anonymous: bool)
     """Raise the error that an unwanted status stands for."""
     status, url = response.status_code, response.request.url
     party = subject.party(url)
-    if status in (401, 403) and url.netloc.decode("ascii") not in subject.host:
-        raise RegistryUnauthorized(f"{subject}: {party} gives no access ({status})", host=subject.host, status=status)
     if status in (401, 403):
-        raise subject.unauthorized(status, anonymous=anonymous)
+        if subject.is_registry(url):
+            raise subject.unauthorized(status, anonymous=anonymous)
+        raise RegistryUnauthorized(
+            f"{subject}: {party} gives no access ({status})", host=subject.host, status=status
+        )
     if status == 404:
         raise RegistryNotFound(
             f"{subject}: {party} does not have it; is the name right, or was it deleted?",
@@ -106,11 +115,11 @@ def raise_status(subject: Subject, response: httpx.Response, *, anonymous: bool)
     raise subject.protocol_error(f"{party} gives an unexpected answer ({status})", status)
 
 
-async def read_limited(response: httpx.Response, subject: Subject, limit: int) -> bytes:
-    """The body; raises RegistryProtocolError if it has more than `limit` bytes. Translates no httpx errors."""
+async def gather(blocks: AsyncIterator[bytes], subject: Subject, limit: int) -> bytes:
+    """The whole of a body; raises RegistryProtocolError if it has more than `limit` bytes."""
     parts: list[bytes] = []
     length = 0
-    async for block in response.aiter_raw():
+    async for block in blocks:
         length += len(block)
         if length > limit:
             raise subject.protocol_error(f"the answer has more than the {limit} bytes that are allowed")
@@ -163,14 +172,3 @@ def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationEr
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-__all__ = [
-    "RegistryError",
-    "Subject",
-    "close_body",
-    "discard",
-    "network_errors",
-    "raise_status",
-    "read_limited",
-]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 
 from isal import isal_zlib
@@ -19,7 +18,7 @@ def inflate(member: bytes | memoryview, limit: int) -> bytes:
     """
     try:
         return isal_zlib.decompressobj(31).decompress(member, limit)
-    except zlib.error as error:
+    except isal_zlib.error as error:
         raise FormatError(f"not a gzip member: {error}") from error
 
 
@@ -41,7 +40,7 @@ class MemberInflater:
         while self._left and not self._object.eof:
             try:
                 out = self._object.decompress(pending, min(self._left, _SLICE))
-            except zlib.error as error:
+            except isal_zlib.error as error:
                 raise FormatError(f"not a gzip member: {error}") from error
             if not out:
                 return

@@ -11,11 +11,11 @@ from typing import Final
 from anyio import to_thread
 
 from fetcher.blob import Blob
-from fetcher.errors import VerificationError
+from fetcher.errors import InvalidToc, VerificationError
 from fetcher.footer import FOOTER_SIZE, parse_footer
 from fetcher.progress import Field
 from fetcher.store import LayerRecord, LayerStore, Source
-from fetcher.toc import toc_digest, unpack_toc, verify_toc
+from fetcher.toc import TOC_LIMIT, toc_digest, unpack_toc, verify_toc
 
 _SMALLEST_TAIL: Final = 32 << 10
 _LARGEST_TAIL: Final = 4 << 20
@@ -44,6 +44,8 @@ async def open_layer(
     footer = parse_footer(tail[-FOOTER_SIZE:], blob_size=size)
     fetched = len(tail)
     start = size - len(tail)
+    if size - footer.toc_offset > TOC_LIMIT:
+        raise InvalidToc(f"the table of contents has {size - footer.toc_offset} bytes even compressed")
     if footer.toc_offset < start:
         head = await blob.read(footer.toc_offset, start)
         fetched += len(head)

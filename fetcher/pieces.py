@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from fetcher.errors import VerificationError
-from fetcher.tree import Chunk, Node
+from fetcher.nodes import Chunk, Node
 
 
 def verified_piece(output: bytes, node: Node, chunk: Chunk) -> memoryview:

@@ -12,18 +12,20 @@ whiteouts) is made by `finish`, which nobody needs before the layer is complete.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
 
 import xattr
 
 from fetcher.errors import StoreError
-from fetcher.tree import Kind, LayerTree, Node
+from fetcher.nodes import Kind, Node
+from fetcher.tree import LayerTree
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _BLOCK: Final = 1 << 20
@@ -55,17 +57,29 @@ class PlainFile:
         node = self.node
         with _refusals(node.path):
             _attributes(self.fd, node)
-            path = os.path.join(self._directory, node.path)
-            own = f"/proc/self/fd/{self.fd}"
             try:
-                # src_dir_fd makes Python call linkat(AT_SYMLINK_FOLLOW), which O_TMPFILE needs.
-                os.link(own, path, src_dir_fd=self.fd, follow_symlinks=True)
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                return self.commit()
+                try:
+                    self._link()
+                except FileNotFoundError:
+                    self._make_parents()
+                    self._link()
             except FileExistsError:
                 return False
         return True
+
+    def _link(self) -> None:
+        # src_dir_fd makes Python call linkat(AT_SYMLINK_FOLLOW), which O_TMPFILE needs.
+        path = f"{self._directory}/{self.node.path}"
+        os.link(f"/proc/self/fd/{self.fd}", path, src_dir_fd=self.fd, follow_symlinks=True)
+
+    def _make_parents(self) -> None:
+        """Make the directories that lead to the file, but not the layer's own: that may have been removed."""
+        path = self.node.path
+        end = path.find("/")
+        while end >= 0:
+            with suppress(FileExistsError):
+                os.mkdir(f"{self._directory}/{path[:end]}", 0o755)
+            end = path.find("/", end + 1)
 
     def close(self) -> None:
         """Give up the descriptor; without `commit` the bytes are gone."""
@@ -195,12 +209,17 @@ def _refusals(name: str) -> Iterator[None]:
 def _attributes(target: int | str, node: Node) -> None:
     """Owner, mode, xattrs, times, in the order in which none undoes another (chown clears suid and caps)."""
     follow = isinstance(target, int)
-    if node.uid or node.gid:
-        os.chown(target, node.uid, node.gid, follow_symlinks=follow)
+    # Also for 0:0, since what is made in a setgid directory belongs to that directory's group.
+    os.chown(target, node.uid, node.gid, follow_symlinks=follow)
     if node.kind is not Kind.SYMLINK:
         os.chmod(target, node.mode)
     for name, value in node.xattrs.items():
-        xattr.setxattr(target, name, value, symlink=not follow)
+        try:
+            xattr.setxattr(target, name, value, symlink=not follow)
+        except OSError as error:
+            # A name that this system knows no place for, com.apple.* say: as containerd does, go without.
+            if error.errno != errno.ENOTSUP:
+                raise
     time = node.mtime * 1_000_000_000
     os.utime(target, ns=(time, time), follow_symlinks=follow)
 

@@ -44,7 +44,8 @@ class Progress:
     def __init__(self, path: str) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, FIELDS * 8)
+            # Not ftruncate: a write to a mapped hole is a SIGBUS where the disk is full.
+            os.posix_fallocate(fd, 0, FIELDS * 8)
             self._map = mmap.mmap(fd, FIELDS * 8)
         finally:
             os.close(fd)

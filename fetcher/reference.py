@@ -73,7 +73,7 @@ def parse_reference(text: str) -> Reference:
         raise InvalidReference(
             f"{text!r} is not an image reference: {path.partition(':')[0]!r} is not a repository name"
         )
-    if _HEX.fullmatch(path):
+    if _HEX.fullmatch(text):
         raise InvalidReference(f"{text!r} is not an image reference: 64 hexadecimal digits look like an ID")
     if len(host) + 1 + len(repository) > _NAME_LIMIT:
         raise InvalidReference(f"an image reference has a name of more than {_NAME_LIMIT} characters")

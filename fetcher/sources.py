@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -11,6 +10,7 @@ import msgspec
 
 from fetcher.blob import Blob, FileBlob, RegistryBlob
 from fetcher.credentials import CredentialStore
+from fetcher.exchange import CountRequest
 from fetcher.reference import Reference, parse_reference
 from fetcher.registry import RegistryClient
 from fetcher.settings import RegistrySettings
@@ -30,7 +30,7 @@ class BlobSources:
         settings: RegistrySettings,
         *,
         receive_buffer: int | None = None,
-        on_request: Callable[[str], None] | None = None,
+        on_request: CountRequest | None = None,
     ) -> None:
         self._settings = settings
         self._receive_buffer = receive_buffer

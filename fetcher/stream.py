@@ -18,10 +18,10 @@ from typing import Final
 from fetcher.blob import Blob
 from fetcher.errors import VerificationError
 from fetcher.inflate import MemberInflater, inflate
+from fetcher.nodes import Chunk, Member, Node
 from fetcher.pieces import mismatch, verified_piece
 from fetcher.plain import PlainFile, PlainLayer
 from fetcher.progress import Field, Progress
-from fetcher.tree import Chunk, Member, Node
 
 WHOLE_MEMBER: Final = 8 << 20
 """Members up to this many compressed bytes are inflated in one go; larger ones as they arrive."""

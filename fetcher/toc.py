@@ -52,7 +52,13 @@ class Toc(msgspec.Struct):
     entries: list[TocEntry] = []
 
 
-_decoder = msgspec.json.Decoder(Toc)
+class _Document(msgspec.Struct):
+    version: int
+    entries: list[TocEntry] | None = None
+    """Go writes an empty list as null."""
+
+
+_decoder = msgspec.json.Decoder(_Document)
 
 
 def unpack_toc(member: bytes) -> bytes:
@@ -70,8 +76,8 @@ def unpack_toc(member: bytes) -> bytes:
         raise InvalidToc(f"the table of contents is not a tar entry: {error}") from error
     if header.name != TOC_NAME:
         raise InvalidToc(f"the tar entry at the TOC offset is {header.name!r}, not {TOC_NAME!r}")
-    if header.size > TOC_LIMIT:
-        raise InvalidToc(f"the table of contents has {header.size} bytes, more than the {TOC_LIMIT} allowed")
+    if not 0 <= header.size <= TOC_LIMIT:
+        raise InvalidToc(f"the table of contents has {header.size} bytes; up to {TOC_LIMIT} are allowed")
     if len(out) - _TAR_BLOCK < header.size:
         raise InvalidToc(f"the table of contents is cut off: {len(out) - _TAR_BLOCK} of {header.size} bytes")
     return out[_TAR_BLOCK : _TAR_BLOCK + header.size]
@@ -92,9 +98,9 @@ def verify_toc(json: bytes, expected: str) -> None:
 def parse_toc(json: bytes) -> Toc:
     """Decode a TOC; raises InvalidToc where it is not JSON of the specified shape or version."""
     try:
-        toc = _decoder.decode(json)
-    except msgspec.DecodeError as error:
+        document = _decoder.decode(json)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidToc(f"the table of contents cannot be decoded: {error}") from error
-    if toc.version != 1:
-        raise InvalidToc(f"the table of contents has version {toc.version}; only version 1 is known")
-    return toc
+    if document.version != 1:
+        raise InvalidToc(f"the table of contents has version {document.version}; only version 1 is known")
+    return Toc(document.version, document.entries or [])

@@ -16,7 +16,7 @@ from typing import Final
 
 import httpx
 
-from fetcher.reference import DOCKER_IO
+from fetcher.errors import InvalidReference
 from fetcher.settings import RegistryHost, RegistrySettings, is_loopback
 
 _KEEPALIVE_SECONDS: Final = 45.0
@@ -38,21 +38,29 @@ class _Way:
 
 
 class RegistryTransport(httpx.AsyncBaseTransport):
-    """Sends each request through the pool that its host's settings ask for."""
+    """Sends each request through the pool that its host's settings ask for.
+
+    Raises InvalidReference if the settings name a host that cannot be one.
+    """
 
     def __init__(self, settings: RegistrySettings, *, receive_buffer: int | None = None) -> None:
         self._settings = settings
         self._hosts = {
-            "registry-1.docker.io" if name == DOCKER_IO else name: host for name, host in settings.hosts.items()
+            httpx.URL(settings.endpoint(name)).netloc: host for name, host in settings.hosts.items()
         }
         self._socket_options = (
             None if receive_buffer is None else [(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)]
         )
+        self._proxies = urllib.request.getproxies()
+        self._ways: dict[tuple[str, bytes], _Way] = {}
         self._pools: dict[_Way, httpx.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request."""
-        way = self._way(request.url)
+        """Send one request; raises httpx's own errors."""
+        place = (request.url.scheme, request.url.netloc)
+        way = self._ways.get(place)
+        if way is None:
+            way = self._ways[place] = self._way(request.url)
         pool = self._pools.get(way)
         if pool is None:
             pool = self._pools[way] = self._pool(way)
@@ -65,28 +73,44 @@ class RegistryTransport(httpx.AsyncBaseTransport):
 
     def _way(self, url: httpx.URL) -> _Way:
         name = url.netloc.decode("ascii")
-        host = self._hosts.get(name, _DEFAULT)
         proxy = None
         if not is_loopback(name) and not urllib.request.proxy_bypass(name):
-            proxy = urllib.request.getproxies().get(url.scheme)
+            proxy = self._proxies.get(url.scheme)
+            if proxy and "://" not in proxy:
+                proxy = f"http://{proxy}"
         if url.scheme == "http":
             return _Way(False, None, False, proxy)
+        host = self._hosts.get(url.netloc, _DEFAULT)
         return _Way(True, host.ca_file, host.skip_verify, proxy)
 
     def _pool(self, way: _Way) -> httpx.AsyncHTTPTransport:
         limit = self._settings.connection_limit
-        return httpx.AsyncHTTPTransport(
-            verify=_tls_context(way),
-            trust_env=False,
-            proxy=way.proxy,
-            limits=httpx.Limits(
-                max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=_KEEPALIVE_SECONDS
-            ),
-            socket_options=self._socket_options,
-        )
+        context = _tls_context(way)
+        try:
+            return httpx.AsyncHTTPTransport(
+                verify=context,
+                trust_env=False,
+                proxy=way.proxy,
+                limits=httpx.Limits(
+                    max_connections=limit,
+                    max_keepalive_connections=limit,
+                    keepalive_expiry=_KEEPALIVE_SECONDS,
+                ),
+                socket_options=self._socket_options,
+            )
+        except (ValueError, ImportError):
+            # Not chained: the proxy's URL may hold a password.
+            raise httpx.ProxyError("the proxy that the environment names cannot be used") from None
 
 
 _DEFAULT = RegistryHost()
+
+
+def _netloc(settings: RegistrySettings, name: str) -> bytes:
+    try:
+        return httpx.URL(settings.endpoint(name)).netloc
+    except httpx.InvalidURL as error:
+        raise InvalidReference(f"the settings name a registry {name!r}, which is not a host") from error
 
 
 def _tls_context(way: _Way) -> ssl.SSLContext:
@@ -94,7 +118,10 @@ def _tls_context(way: _Way) -> ssl.SSLContext:
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Never used; loading the system's CAs takes 20 ms.
     context = ssl.create_default_context()
     if way.ca_file is not None:
-        context.load_verify_locations(way.ca_file)
+        try:
+            context.load_verify_locations(way.ca_file)
+        except OSError as error:  # ssl.SSLError, of a file that is no PEM, is one too.
+            raise httpx.ConnectError(f"cannot load ca_file {way.ca_file}: {error.strerror}") from error
     if way.skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -8,21 +8,37 @@ writes or mounts a tree may rely on that.
 
 from __future__ import annotations
 
-import enum
 import posixpath
-from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from operator import attrgetter, itemgetter
 from typing import Final
 
 from fetcher.errors import InvalidToc
+from fetcher.nodes import Chunk, Kind, Member, Node
 from fetcher.toc import TOC_NAME, Toc, TocEntry
+
+__all__ = [
+    "DEPTH_LIMIT",
+    "LANDMARK",
+    "NAME_LIMIT",
+    "NO_LANDMARK",
+    "PATH_LIMIT",
+    "Chunk",
+    "Kind",
+    "LayerTree",
+    "Member",
+    "Node",
+    "build_tree",
+]
 
 LANDMARK: Final = ".prefetch.landmark"
 NO_LANDMARK: Final = ".no.prefetch.landmark"
 NAME_LIMIT: Final = 255
 PATH_LIMIT: Final = 3500
 """Bytes in a path: PATH_MAX (4096) less room for the directory that the layer lies in."""
+DEPTH_LIMIT: Final = 256
+"""Parts of a path: whoever walks a tree by recursion may do so."""
 
 _HIDDEN = frozenset({LANDMARK, NO_LANDMARK, TOC_NAME})
 _WHITEOUT = ".wh."
@@ -30,19 +46,9 @@ _OPAQUE = ".wh..wh..opq"
 _AUFS = ".wh..wh."
 _STEERING = ("trusted.overlay.", "user.overlay.")
 _MAX_SIZE = 1 << 62
-
-
-class Kind(enum.Enum):
-    """What a node is; WHITEOUT is overlayfs's character device 0:0."""
-
-    DIRECTORY = "dir"
-    REGULAR = "reg"
-    SYMLINK = "symlink"
-    CHARACTER = "char"
-    BLOCK = "block"
-    FIFO = "fifo"
-    WHITEOUT = "whiteout"
-
+_TARGET_LIMIT = 4095
+_IMPLIED_LIMIT: Final = 64 << 20
+"""Characters in the paths of directories without an entry, which cost a TOC next to nothing."""
 
 _KINDS = {
     "dir": Kind.DIRECTORY,
@@ -52,76 +58,6 @@ _KINDS = {
     "block": Kind.BLOCK,
     "fifo": Kind.FIFO,
 }
-
-
-class Chunk:
-    """A piece of a file: `size` bytes at `file_offset` of it.
-
-    It is found `inner_offset` bytes into the output of the compression member that
-    fills [offset, end) of the blob. `digest` is its sha256, 32 bytes.
-    """
-
-    __slots__ = ("digest", "end", "file_offset", "inner_offset", "offset", "size")
-
-    def __init__(self, offset: int, inner_offset: int, file_offset: int, size: int, digest: bytes) -> None:
-        self.offset = offset
-        self.end = 0
-        self.inner_offset = inner_offset
-        self.file_offset = file_offset
-        self.size = size
-        self.digest = digest
-
-
-class Node:
-    """One inode of a layer.
-
-    `path` has no leading slash and is "" for the root; `links` are further paths of the same inode.
-    `mode` has permission, suid, sgid and sticky bits; `mtime` is in seconds.
-    """
-
-    __slots__ = (
-        "chunks",
-        "gid",
-        "kind",
-        "links",
-        "major",
-        "minor",
-        "mode",
-        "mtime",
-        "opaque",
-        "path",
-        "size",
-        "target",
-        "uid",
-        "xattrs",
-    )
-
-    def __init__(self, path: str, kind: Kind, mode: int = 0o755) -> None:
-        self.path = path
-        self.kind = kind
-        self.mode = mode
-        self.uid = 0
-        self.gid = 0
-        self.mtime = 0
-        self.size = 0
-        self.target = ""
-        self.major = 0
-        self.minor = 0
-        self.xattrs: dict[str, bytes] = {}
-        self.opaque = False
-        self.chunks: tuple[Chunk, ...] = ()
-        self.links: list[str] = []
-
-
-class Member:
-    """One compression member, [offset, end) of the blob, and the file pieces in it by inner offset."""
-
-    __slots__ = ("end", "offset", "pieces")
-
-    def __init__(self, offset: int, end: int, pieces: list[tuple[Node, Chunk]]) -> None:
-        self.offset = offset
-        self.end = end
-        self.pieces = pieces
 
 
 class LayerTree:
@@ -177,7 +113,7 @@ def build_tree(toc: Toc, *, end: int) -> LayerTree:
     for path, entry in entries.items():
         if path in _HIDDEN:
             if path == LANDMARK and NO_LANDMARK not in entries:
-                landmark = entry.offset
+                landmark = _within(entry.offset, 0, end, path, "offset")
             continue
         name = path.rpartition("/")[2]
         if name.startswith(_WHITEOUT):
@@ -190,29 +126,16 @@ def build_tree(toc: Toc, *, end: int) -> LayerTree:
             hardlinks[path] = _clean(entry.link_name)
             continue
         nodes[path] = _node(path, entry, chunks.get(path, ()), end, by_digest=by_digest)
-    for path in hardlinks:
-        node = nodes.get(_resolve(path, hardlinks))
-        if node is None:
-            raise InvalidToc(f"{path!r} is a hard link to {hardlinks[path]!r}, which is not in the layer")
-        if node.kind is Kind.DIRECTORY:
-            raise InvalidToc(f"{path!r} is a hard link to the directory {node.path!r}")
-        nodes[path] = node
-        node.links.append(path)
-    for path in whiteouts:
-        parent, _, name = path.rpartition("/")
-        hidden = name[len(_WHITEOUT) :]
-        if hidden in ("", ".", ".."):
-            raise InvalidToc(f"{path!r} is a whiteout of no name")
-        covered = f"{parent}/{hidden}" if parent else hidden
-        if covered not in nodes:
-            nodes[covered] = Node(covered, Kind.WHITEOUT, 0)
+    _link(nodes, hardlinks)
     for path in opaques:
-        nodes.setdefault(path, Node(path, Kind.DIRECTORY)).opaque = True
+        node = nodes.setdefault(path, Node(path, Kind.DIRECTORY))
+        if node.kind is not Kind.DIRECTORY:
+            raise InvalidToc(f"{path!r} is said to be opaque, but is not a directory")
+        node.opaque = True
+    if whiteouts:
+        nodes = _with_whiteouts(nodes, whiteouts)
     ordered = _with_parents(nodes)
-    members = _members(ordered, landmark, end)
-    if landmark is not None and not 0 <= landmark <= end:
-        raise InvalidToc(f"the prefetch landmark is at byte {landmark}, outside the layer")
-    return LayerTree(ordered, members, landmark=landmark, end=end)
+    return LayerTree(ordered, _members(ordered, landmark, end), landmark=landmark, end=end)
 
 
 def _last_wins(toc: Toc) -> tuple[dict[str, TocEntry], dict[str, list[TocEntry]]]:
@@ -224,7 +147,7 @@ def _last_wins(toc: Toc) -> tuple[dict[str, TocEntry], dict[str, list[TocEntry]]
         if entry.type == "chunk":
             owner = entries.get(path)
             if owner is None or owner.type != "reg":
-                raise InvalidToc(f"a chunk of {entry.name!r} comes before the file itself")
+                raise InvalidToc(f"a chunk of {path!r} comes before the file itself")
             chunks.setdefault(path, []).append(entry)
         else:
             entries.pop(path, None)
@@ -238,16 +161,25 @@ def _clean(name: str) -> str:
     if "\0" in name:
         raise InvalidToc(f"the name {name!r} contains a zero byte")
     path = posixpath.normpath("/" + name).lstrip("/")
-    try:
-        raw = path.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise InvalidToc(f"the name {name!r} cannot be encoded: {error.reason}") from None
-    if len(raw) > NAME_LIMIT:
-        if len(raw) > PATH_LIMIT:
-            raise InvalidToc(f"the name {name[:60]!r}... has {len(raw)} bytes, more than {PATH_LIMIT}")
-        if any(len(part) > NAME_LIMIT for part in raw.split(b"/")):
-            raise InvalidToc(f"a part of the name {name[:60]!r}... has more than {NAME_LIMIT} bytes")
+    length = _length(path, path)
+    if length > NAME_LIMIT:
+        if length > PATH_LIMIT:
+            raise InvalidToc(f"the name {path[:60]!r}... has {length} bytes, more than {PATH_LIMIT}")
+        if any(_length(part, path) > NAME_LIMIT for part in path.split("/")):
+            raise InvalidToc(f"a part of the name {path[:60]!r}... has more than {NAME_LIMIT} bytes")
+        if path.count("/") >= DEPTH_LIMIT:
+            raise InvalidToc(f"the name {path[:60]!r}... has more than {DEPTH_LIMIT} parts")
     return path
+
+
+def _length(text: str, path: str) -> int:
+    """The bytes of `text`, which belongs to the entry at `path`, as the system takes it."""
+    if text.isascii():
+        return len(text)
+    try:
+        return len(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError as error:
+        raise InvalidToc(f"{text[:60]!r} of {path[:60]!r} cannot be encoded: {error.reason}") from None
 
 
 def _verified_by_digest(toc: Toc) -> bool:
@@ -260,10 +192,10 @@ def _verified_by_digest(toc: Toc) -> bool:
     return True
 
 
-def _node(path: str, entry: TocEntry, more: Iterable[TocEntry], end: int, *, by_digest: bool) -> Node:
+def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int, *, by_digest: bool) -> Node:
     kind = _KINDS.get(entry.type)
     if kind is None:
-        raise InvalidToc(f"{path!r} has the unknown type {entry.type!r}")
+        raise InvalidToc(f"{path!r} has the unknown type {entry.type[:40]!r}")
     if kind is Kind.CHARACTER and not entry.dev_major and not entry.dev_minor:
         kind = Kind.WHITEOUT
     if path == "" and kind is not Kind.DIRECTORY:
@@ -276,8 +208,8 @@ def _node(path: str, entry: TocEntry, more: Iterable[TocEntry], end: int, *, by_
         for name in entry.xattrs:
             if name.startswith(_STEERING):
                 raise InvalidToc(f"{path!r} carries the xattr {name!r}, which would steer overlayfs")
-            if not name or "\0" in name or len(name.encode("utf-8", "surrogateescape")) > NAME_LIMIT:
-                raise InvalidToc(f"{path!r} carries an xattr with the invalid name {name!r}")
+            if not name or "\0" in name or _length(name, path) > NAME_LIMIT:
+                raise InvalidToc(f"{path!r} carries an xattr with the invalid name {name[:60]!r}")
         if kind not in (Kind.REGULAR, Kind.DIRECTORY):
             # The kernel keeps user.* on files and directories only; every unpacker drops the others.
             node.xattrs = {name: value for name, value in entry.xattrs.items() if name[:5] != "user."}
@@ -288,7 +220,7 @@ def _node(path: str, entry: TocEntry, more: Iterable[TocEntry], end: int, *, by_
         if node.size:
             node.chunks = _chunks(path, entry, more, end, by_digest=by_digest)
     elif kind is Kind.SYMLINK:
-        if not entry.link_name or "\0" in entry.link_name or len(os_bytes(entry.link_name)) > 4095:
+        if not entry.link_name or "\0" in entry.link_name or _length(entry.link_name, path) > _TARGET_LIMIT:
             raise InvalidToc(f"the symlink {path!r} has an invalid target")
         node.target = entry.link_name
     elif kind in (Kind.CHARACTER, Kind.BLOCK):
@@ -297,22 +229,23 @@ def _node(path: str, entry: TocEntry, more: Iterable[TocEntry], end: int, *, by_
     return node
 
 
-def os_bytes(text: str) -> bytes:
-    """`text` as the system takes it."""
-    return text.encode("utf-8", "surrogateescape")
-
-
 def _chunks(
-    path: str, entry: TocEntry, more: Iterable[TocEntry], end: int, *, by_digest: bool
+    path: str, entry: TocEntry, more: Sequence[TocEntry], end: int, *, by_digest: bool
 ) -> tuple[Chunk, ...]:
     chunks = []
     position = 0
-    for piece in sorted((entry, *more), key=lambda piece: piece.chunk_offset):
+    before = (-1, 0)
+    for piece in sorted((entry, *more), key=attrgetter("chunk_offset")) if more else (entry,):
         size = piece.chunk_size or entry.size - piece.chunk_offset
         if piece.chunk_offset != position or not 0 < size <= entry.size - position:
             raise InvalidToc(f"the chunks of {path!r} overlap or leave a gap at byte {position}")
-        if not 0 <= piece.offset < end or not 0 <= piece.inner_offset <= _MAX_SIZE:
+        if not 0 <= piece.offset < end or not 0 <= piece.inner_offset <= _MAX_SIZE - size:
             raise InvalidToc(f"a chunk of {path!r} lies at byte {piece.offset}, outside the layer")
+        place = (piece.offset, piece.inner_offset)
+        if place <= before:
+            # Whoever streams a layer writes a file from its beginning on.
+            raise InvalidToc(f"the chunks of {path!r} do not lie in the order of the file")
+        before = place
         text = entry.digest if by_digest else piece.chunk_digest
         chunks.append(Chunk(piece.offset, piece.inner_offset, position, size, _sha256(text, path)))
         position += size
@@ -322,12 +255,14 @@ def _chunks(
 
 
 def _sha256(text: str, path: str) -> bytes:
-    try:
-        if len(text) != 71 or not text.startswith("sha256:"):
-            raise ValueError
-        return bytes.fromhex(text[7:])
-    except ValueError:
-        raise InvalidToc(f"{path!r} has a chunk without a sha256 digest ({text[:80]!r})") from None
+    if len(text) == 71 and text.startswith("sha256:"):
+        try:
+            digest = bytes.fromhex(text[7:])
+        except ValueError:
+            digest = b""
+        if len(digest) == 32:  # fromhex passes over white space
+            return digest
+    raise InvalidToc(f"{path!r} has a chunk without a sha256 digest ({text[:80]!r})")
 
 
 def _within(value: int, low: int, high: int, path: str, what: str) -> int:
@@ -343,7 +278,10 @@ def _seconds(modtime: str, path: str) -> int:
     seconds = _mtimes.get(modtime)
     if seconds is None:
         try:
-            seconds = int(datetime.fromisoformat(modtime).timestamp())
+            time = datetime.fromisoformat(modtime)
+            if time.tzinfo is None:
+                raise ValueError
+            seconds = int(time.timestamp())
         except (ValueError, OverflowError):
             raise InvalidToc(f"{path!r} has the modification time {modtime[:40]!r}, not RFC 3339") from None
         if len(_mtimes) > 4096:
@@ -353,19 +291,54 @@ def _seconds(modtime: str, path: str) -> int:
     return seconds
 
 
+def _link(nodes: dict[str, Node], hardlinks: dict[str, str]) -> None:
+    """Add the hard links' paths to `nodes` and to the nodes that they lead to."""
+    for path, target in hardlinks.items():
+        node = nodes.get(_resolve(path, hardlinks))
+        if node is None:
+            raise InvalidToc(f"{path!r} is a hard link to {target!r}, which is not in the layer")
+        if node.kind is Kind.DIRECTORY:
+            raise InvalidToc(f"{path!r} is a hard link to the directory {node.path!r}")
+        node.links.append(path)
+    for path, target in hardlinks.items():
+        nodes[path] = nodes[target]
+
+
 def _resolve(path: str, hardlinks: dict[str, str]) -> str:
-    seen = {path}
-    while path in hardlinks:
-        path = hardlinks[path]
-        if path in seen:
+    """Where the chain of hard links from `path` ends; makes all of it point there, so as to walk it once."""
+    chain = []
+    end = path
+    while end in hardlinks:
+        chain.append(end)
+        end = hardlinks[end]
+        if len(chain) > len(hardlinks):
             raise InvalidToc(f"{path!r} is a hard link to itself")
-        seen.add(path)
-    return path
+    for link in chain:
+        hardlinks[link] = end
+    return end
+
+
+def _with_whiteouts(nodes: dict[str, Node], whiteouts: list[str]) -> dict[str, Node]:
+    """The nodes with their parents and with what whiteouts hide; a name that the layer itself has stays."""
+    for path in whiteouts:
+        parent = path.rpartition("/")[0]
+        nodes.setdefault(parent, Node(parent, Kind.DIRECTORY))
+    nodes = _with_parents(nodes)
+    for path in whiteouts:
+        parent, _, name = path.rpartition("/")
+        hidden = name[len(_WHITEOUT) :]
+        if hidden in ("", ".", ".."):
+            raise InvalidToc(f"{path!r} is a whiteout of no name")
+        covered = f"{parent}/{hidden}" if parent else hidden
+        if covered not in nodes:
+            nodes[covered] = Node(covered, Kind.WHITEOUT, 0)
+    return nodes
 
 
 def _with_parents(nodes: dict[str, Node]) -> dict[str, Node]:
     """The nodes with implicit parents (0755) added, parents before children."""
     ordered: dict[str, Node] = {"": nodes.get("") or Node("", Kind.DIRECTORY)}
+    implied = 0
     for path, node in nodes.items():
         missing = []
         parent = path.rpartition("/")[0]
@@ -375,7 +348,14 @@ def _with_parents(nodes: dict[str, Node]) -> dict[str, Node]:
         if ordered[parent].kind is not Kind.DIRECTORY and path:
             raise InvalidToc(f"{path!r} lies below {parent!r}, which is not a directory")
         for directory in reversed(missing):
-            own = nodes.get(directory) or Node(directory, Kind.DIRECTORY)
+            own = nodes.get(directory)
+            if own is None:
+                own = Node(directory, Kind.DIRECTORY)
+                implied += len(directory)
+                if implied > _IMPLIED_LIMIT:
+                    raise InvalidToc(
+                        f"too many directories have no entry of their own, {directory[:60]!r} is one"
+                    )
             if own.kind is not Kind.DIRECTORY:
                 raise InvalidToc(f"{path!r} lies below {directory!r}, which is not a directory")
             ordered[directory] = own
@@ -385,22 +365,32 @@ def _with_parents(nodes: dict[str, Node]) -> dict[str, Node]:
 
 def _members(nodes: dict[str, Node], landmark: int | None, end: int) -> list[Member]:
     """The members by offset; sets each chunk's `end`, the offset of the member behind it."""
-    pieces: dict[int, list[tuple[Node, Chunk]]] = {}
-    for path, node in nodes.items():
-        if node.path == path:
-            for chunk in node.chunks:
-                pieces.setdefault(chunk.offset, []).append((node, chunk))
-    offsets = sorted(pieces)
-    ends = sorted({*offsets, end} | ({landmark} if landmark else set()))
-    members = []
-    for offset in offsets:
-        stop = ends[bisect_right(ends, offset)]
-        held = sorted(pieces[offset], key=lambda piece: piece[1].inner_offset)
+    placed = [
+        (chunk.offset, chunk.inner_offset, (node, chunk))
+        for path, node in nodes.items()
+        if node.path == path
+        for chunk in node.chunks
+    ]
+    placed.sort(key=itemgetter(0, 1))
+    members: list[Member] = []
+    stop = end
+    index = len(placed)
+    while index:
+        offset = placed[index - 1][0]
+        begin = index - 1
+        while begin and placed[begin - 1][0] == offset:
+            begin -= 1
+        if landmark is not None and offset < landmark < stop:
+            stop = landmark
+        pieces = [piece for _, _, piece in placed[begin:index]]
         position = 0
-        for node, chunk in held:
+        for node, chunk in pieces:
             if chunk.inner_offset < position:
                 raise InvalidToc(f"a chunk of {node.path!r} overlaps another at byte {offset} of the layer")
             position = chunk.inner_offset + chunk.size
             chunk.end = stop
-        members.append(Member(offset, stop, held))
+        members.append(Member(offset, stop, pieces))
+        stop = offset
+        index = begin
+    members.reverse()
     return members

@@ -1,4 +1,4 @@
-"""layergate's own gRPC service, on the same socket: status, and news of an image that is about to be pulled."""
+"""layergate's own gRPC service, on the same socket: status, and word of an image about to be pulled."""
 
 from __future__ import annotations
 

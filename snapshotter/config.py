@@ -31,6 +31,8 @@ class LazyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[lazy]`: which layers are pulled lazily."""
 
     enabled: bool = True
+    mode: Literal["auto", "stub"] = "auto"
+    """stub: the fallback for hosts without data-only lower layers, wherever it works. Takes a restart."""
     allow_unverified_toc: bool = False
     """Take layers whose table of contents no annotation vouches for."""
     open_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0

@@ -88,7 +88,7 @@ class LazyLowers:
     async def open_layer(self, labels: Mapping[str, str]) -> str | None:
         """Open the layer that the labels describe, up to META; its key, None if it cannot be lazy."""
         settings = self._config.lazy
-        if not settings.enabled or await self._gates.mode() is None:
+        if not settings.enabled or not self._gates.possible():
             return None
         try:
             wanted = remote_layer(labels)
@@ -124,7 +124,9 @@ class LazyLowers:
             gate = await self._gates.current()
             if gate.mode is Mode.STUB:
                 return Lowerdirs((*native, *(self._tree_path(link) for link in rest)))
-            return Lowerdirs((*native, await self._lazy_lower(key, rest, gate)), lazy=True)
+            path = await self._lazy_lower(key, rest, gate)
+            await self._gates.warm([layer for layer in layers if not self._store.is_complete(layer)])
+            return Lowerdirs((*native, path), lazy=True)
         except MounterError as error:
             raise Unavailable(f"snapshot {key!r}: {error}") from error
         finally:

@@ -42,10 +42,17 @@ class _Changes(FileSystemEventHandler):
             self._portal.start_task_soon(self._event)
 
 
-async def watch_config(path: str, files: Iterable[str], apply: Callable[[Config], None]) -> None:
-    """Call `apply` with each new valid configuration, until cancelled. `files` are others that it depends on."""
-    watched = frozenset(os.path.abspath(one) for one in (path, *files))
-    directories = {directory for one in watched if os.path.isdir(directory := os.path.dirname(one))}
+def existing_directories(files: Iterable[str]) -> set[str]:
+    """The directories of `files` that are there to be watched."""
+    return {directory for one in files if os.path.isdir(directory := os.path.dirname(one))}
+
+
+async def watch_config(path: str, others: Iterable[str], apply: Callable[[Config], None]) -> None:
+    """Call `apply` with each new valid configuration, until cancelled; `others` are files it depends on.
+
+    Paths are absolute.
+    """
+    watched = frozenset((path, *others))
     changed = anyio.Event()
 
     def note() -> None:
@@ -54,7 +61,7 @@ async def watch_config(path: str, files: Iterable[str], apply: Callable[[Config]
     async with BlockingPortal() as portal:
         observer = Observer()
         handler = _Changes(portal, note, watched)
-        for directory in directories:
+        for directory in existing_directories(watched):
             observer.schedule(handler, directory)
         observer.start()
         try:

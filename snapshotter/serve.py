@@ -35,7 +35,7 @@ _DRAIN_SECONDS: Final = 5.0
 
 
 async def serve(*, root: str, address: str, config_path: str | None, level: str | None) -> None:
-    """Serve until SIGTERM or SIGINT; containers and the mounter stay.
+    """Serve until SIGTERM or SIGINT; containers and the mounter stay. Paths are absolute.
 
     Raises ConfigError, MetadataError, SocketInUse, StoreError.
     """
@@ -43,7 +43,6 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
     configure_logs(level or config.log.level)
     store = LayerStore(root)
     store.create_directories()
-    os.makedirs(os.path.dirname(os.path.abspath(address)), mode=0o700, exist_ok=True)
     requests: Counter[str] = Counter()
     with Metadata(os.path.join(store.root, "metadata.db")) as metadata:
         async with (
@@ -71,10 +70,8 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             await lazy.restore((one.snapshot.name, one.chain) for one in standing)
             await snapshotter.retain_layers()
             tasks.start_soon(lazy.run)
-            watched = config_path or DEFAULT_CONFIG
-            tasks.start_soon(
-                watch_config, watched, [docker_config_path(config.credentials.docker_config)], apply
-            )
+            credentials = docker_config_path(config.credentials.docker_config)
+            tasks.start_soon(watch_config, config_path or DEFAULT_CONFIG, [credentials], apply)
             service = SnapshotsService(snapshotter)
             admin = AdminService(images, StatusReader(store, streams, gates, requests))
             async with serve_grpc(

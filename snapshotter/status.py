@@ -11,6 +11,7 @@ from anyio import to_thread
 from fetcher.errors import FetchError
 from fetcher.progress import Field
 from fetcher.store import LayerStore
+from mounter.counters import Counters, Latency
 from snapshotter.gates import Gates
 from snapshotter.streams import State
 
@@ -41,6 +42,8 @@ class FuseStatus(msgspec.Struct, frozen=True):
     """Requests that reached the gate since its process started."""
 
     lookup: int = 0
+    """All lookups; those of directories on the way to a file included."""
+    lookup_file: int = 0
     open: int = 0
     read: int = 0
     read_bytes: int = 0
@@ -65,7 +68,7 @@ class OnDemandStatus(msgspec.Struct, frozen=True):
     max_ms: float = 0.0
 
 
-class MounterStatus(msgspec.Struct, frozen=True):
+class MounterProcess(msgspec.Struct, frozen=True):
     """The mounter process; `mode` is gate or stub."""
 
     pid: int
@@ -81,7 +84,17 @@ class Status(msgspec.Struct, frozen=True):
     on_demand: OnDemandStatus
     fetched_bytes: FetchedBytes
     requests: dict[str, int]
-    mounter: MounterStatus | None
+    mounter: MounterProcess | None
+
+
+def _on_demand(counters: Counters, latency: Latency) -> OnDemandStatus:
+    return OnDemandStatus(
+        count=counters.fetches,
+        failed=counters.fetch_failures,
+        p50_ms=round(latency.p50 * 1000, 1),
+        p99_ms=round(latency.p99 * 1000, 1),
+        max_ms=round(latency.max * 1000, 1),
+    )
 
 
 class StatusReader:
@@ -96,14 +109,21 @@ class StatusReader:
     async def read(self) -> Status:
         """The status now."""
         mounter = await self._gates.status()
+        counters = mounter.counters if mounter else Counters()
         layers, fetched, requests = await to_thread.run_sync(self._layers)
         return Status(
             layers=layers,
-            fuse=mounter.fuse if mounter else FuseStatus(),
-            on_demand=mounter.on_demand if mounter else OnDemandStatus(),
+            fuse=FuseStatus(
+                lookup=counters.lookups_directory + counters.lookups_file + counters.lookups_absent,
+                lookup_file=counters.lookups_file,
+                open=counters.opens,
+                read=counters.reads,
+                read_bytes=counters.read_bytes,
+            ),
+            on_demand=_on_demand(counters, mounter.latency if mounter else Latency()),
             fetched_bytes=fetched,
             requests=dict(self._requests) | requests,
-            mounter=mounter.process if mounter else None,
+            mounter=MounterProcess(mounter.pid, mounter.mode, mounter.generation) if mounter else None,
         )
 
     def _layers(self) -> tuple[list[LayerStatus], FetchedBytes, dict[str, int]]:

@@ -22,7 +22,7 @@ from typing import Final
 import anyio
 import structlog
 from anyio import to_thread
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from fetcher.demand import HOLD_SECONDS, Demand, Slot
 from fetcher.store import LayerStore
@@ -86,11 +86,12 @@ class LayerStreams:
         self._changed = anyio.Event()
         self._tasks: TaskGroup | None = None
 
-    async def run(self) -> None:
-        """Serve until cancelled; workers end with it."""
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Work until cancelled, workers end with it; started once layers may be wanted."""
         async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
             await to_thread.run_sync(start_fork_server)
+            self._tasks = tasks
+            task_status.started()
             while True:
                 self._preparing.refresh()
                 await anyio.sleep(HOLD_SECONDS / 3)

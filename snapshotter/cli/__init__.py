@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from snapshotter.cli.exit_codes import exit_code, is_ours
+from snapshotter.cli.exit_codes import exit_code, is_ours, sole_cause
 
 COMMANDS: Final = {
     "doctor": "Say whether this host can pull lazily, and what to do if not.",
@@ -60,8 +60,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("layergate: interrupted", err=True)
         sys.exit(130)
-    except Exception as error:
+    except Exception as raised:
         # The one place where errors meet people: ours as a line, anything else as the defect it is.
+        error = sole_cause(raised)
         if "--verbose" in sys.argv[1:] or not is_ours(error):
             raise
         click.echo(f"layergate: {error}", err=True)

@@ -41,6 +41,13 @@ def is_ours(error: BaseException) -> bool:
     )
 
 
+def sole_cause(error: Exception) -> Exception:
+    """The one error in a task group's ExceptionGroup; the group itself if it has several."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code of one of our errors, the first of the table that it is an instance of."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), 1)

@@ -122,11 +122,11 @@ async def _until_terminated(reference: str, options: _Options, progress: PullPro
 
 async def _pull(text: str, options: _Options, progress: PullProgress) -> PullResult:
     import msgspec
-    from fetcher.registry import RegistryClient
 
     from fetcher.credentials import CredentialStore
     from fetcher.manifest import Platform
     from fetcher.reference import parse_reference
+    from fetcher.registry import RegistryClient
     from fetcher.settings import RegistryHost
     from snapshotter.config import load_config
     from snapshotter.containerd.client import connect
@@ -184,9 +184,10 @@ def _summary(result: PullResult, snapshotter: str, seconds: float) -> str:
     from snapshotter.containerd.progress import LayerState
 
     counts = [(state, result.count(state)) for state in LayerState]
-    layers = ", ".join(f"{count} {state.value}" for state, count in counts if count)
+    kinds = ", ".join(f"{count} {state.value}" for state, count in counts if count) or "none"
+    layers = "1 layer" if len(result.states) == 1 else f"{len(result.states)} layers"
     return (
         f"{result.image.name} {result.image.target.digest} on {snapshotter}: "
-        f"{len(result.states)} layers ({layers or 'none'}), {megabytes(result.downloaded)} downloaded, "
+        f"{layers} ({kinds}), {megabytes(result.downloaded)} downloaded, "
         f"{seconds:.1f} s"
     )

@@ -30,11 +30,17 @@ def command(root: str, address: str, config_path: str | None, log_level: str | N
     It may be stopped, killed and upgraded at any time: containers run on, and
     layers that were streaming go on where they were at the next start.
     """
+    import os
+
     import anyio
 
     from snapshotter.serve import serve
 
+    address = os.path.abspath(address)
+    os.makedirs(os.path.dirname(address), mode=0o700, exist_ok=True)
+    config = os.path.abspath(config_path) if config_path else None
+
     async def run() -> None:
-        await serve(root=root, address=address, config_path=config_path, level=log_level)
+        await serve(root=root, address=address, config_path=config, level=log_level)
 
     anyio.run(run, backend="asyncio")

@@ -17,9 +17,8 @@ def read_status(address: str) -> bytes:
         try:
             reply = AdminStub(channel).Status(pb.StatusRequest(), timeout=_ANSWER_SECONDS)
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
             raise ServeUnreachable(
-                f"layergate serve does not answer on {address} ({error.code().name}): "
+                f"layergate serve does not answer on {address}: "
                 "is it running, with the same --address, and are you root?"
             ) from error
     return bytes(reply.json)

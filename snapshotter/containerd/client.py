@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import anyio
 from google.protobuf import empty_pb2, field_mask_pb2
 
-from snapshotter.containerd.channel import ContainerdChannel, DuplexCall, open_channel
+from snapshotter.containerd.channel import ContainerdChannel, open_channel
 from snapshotter.containerd.errors import (
     ContainerdAlreadyExists,
     ContainerdError,
@@ -26,6 +26,7 @@ from snapshotter.containerd.errors import (
     SnapshotterUnreachable,
 )
 from snapshotter.containerd.labels import EXPIRES
+from snapshotter.containerd.sending import Source, send_blob
 from snapshotter.containerd.types import ContentInfo, Descriptor, Image, Mount, SnapshotInfo, SnapshotKind
 from snapshotter.proto import (
     content_pb2,
@@ -38,9 +39,6 @@ from snapshotter.proto import (
     version_pb2,
 )
 
-Source = Callable[[int], AbstractAsyncContextManager[AsyncIterator[bytes]]]
-"""Opens a blob's bytes from an offset to its end."""
-
 _CONTENT = "containerd.services.content.v1.Content"
 _DIFF = "containerd.services.diff.v1.Diff"
 _IMAGES = "containerd.services.images.v1.Images"
@@ -50,7 +48,6 @@ _SNAPSHOTS = "containerd.services.snapshots.v1.Snapshots"
 _VERSION = "containerd.services.version.v1.Version"
 
 _ANSWER_LIMIT = 10.0  # seconds, for calls that touch no layer
-_WRITE_SIZE = 1 << 20  # bytes a Write message carries: each costs a round trip
 
 
 class ContainerdClient:
@@ -183,7 +180,7 @@ class ContainerdClient:
                 content_pb2.WriteContentResponse,
                 action=action,
             ) as call:
-                await _send_blob(call, ref, digest, size, labels, source)
+                await send_blob(call, ref, digest, size, labels, source)
         except ContainerdAlreadyExists:
             return False
         except ContainerdRefused as error:
@@ -336,41 +333,6 @@ async def connect(address: str, namespace: str) -> AsyncIterator[ContainerdClien
         client = ContainerdClient(channel)
         await client.version()
         yield client
-
-
-async def _send_blob(
-    call: DuplexCall[content_pb2.WriteContentResponse],
-    ref: str,
-    digest: str,
-    size: int,
-    labels: Mapping[str, str],
-    source: Source,
-) -> None:
-    """Content.Write's protocol: stat for the offset, write from there, commit."""
-    request = content_pb2.WriteContentRequest
-    status = await call.exchange(request(action=content_pb2.STAT, ref=ref, total=size, expected=digest))
-    # A write at offset 0 throws away what is there: right for an ingest that is longer than the blob.
-    offset = status.offset if status.offset <= size else 0
-    if offset < size:
-        async with source(offset) as blocks:
-            async for block in _gathered(blocks, _WRITE_SIZE):
-                await call.exchange(request(action=content_pb2.WRITE, offset=offset, data=block))
-                offset += len(block)
-    await call.exchange(
-        request(action=content_pb2.COMMIT, total=size, expected=digest, offset=offset, labels=labels)
-    )
-
-
-async def _gathered(blocks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    """The same bytes in blocks of `size`, the last one shorter."""
-    pending = bytearray()
-    async for block in blocks:
-        pending += block
-        while len(pending) >= size:
-            yield bytes(pending[:size])
-            del pending[:size]
-    if pending:
-        yield bytes(pending)
 
 
 def _descriptor(descriptor: Descriptor) -> descriptor_pb2.Descriptor:

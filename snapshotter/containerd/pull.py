@@ -14,33 +14,30 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import anyio
 
+from snapshotter.containerd.blobs import ImageBlobs
 from snapshotter.containerd.client import ContainerdClient
 from snapshotter.containerd.downloads import Downloads
 from snapshotter.containerd.errors import (
     ContainerdAlreadyExists,
     ContainerdError,
     ContainerdRefused,
-    ContentLocked,
     SnapshotterUnreachable,
 )
-from snapshotter.containerd.image import Document, PullableImage, WrongLayer
+from snapshotter.containerd.image import PullableImage, WrongLayer
 from snapshotter.containerd.labels import (
     CRI_MANAGED,
     SNAPSHOT_REF,
     UNCOMPRESSED,
     chain_ids,
     config_labels,
-    index_labels,
-    manifest_labels,
     may_be_lazy,
     snapshot_labels,
-    source_labels,
 )
 from snapshotter.containerd.progress import LayerState, PullProgress
 from snapshotter.containerd.types import Image, Mount
@@ -51,7 +48,7 @@ DOWNLOADS_AT_ONCE = 3
 _PREPARE_ATTEMPTS = 3  # as many as containerd's own unpacker makes
 _CLEANUP_LIMIT = 10.0  # seconds for what must be done after a failure or a cancellation
 _RECONNECT_LIMIT = 4.0  # seconds: containerd waits up to 3 before it dials a restarted snapshotter again
-_POLL = 0.2  # seconds between two attempts at what another process is to make possible
+_POLL = 0.2  # seconds between attempts meanwhile
 
 # Snapshotters that are built into containerd: none of them makes a layer by itself.
 _ORDINARY = frozenset({"overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"})
@@ -93,10 +90,10 @@ async def pull_image(
     async with client.leased(LEASE_SECONDS) as leased:
         pull = _Pull(leased, image, snapshotter, progress)
         async with pull.downloads, _in_background(pull.announce_lazy(announce)):
-            await pull.store_documents()
+            await pull.blobs.store_documents()
             await pull.build_chain()
         await pull.record()
-    return PullResult(image, tuple(pull.states), pull.downloaded)
+    return PullResult(image, tuple(pull.states), pull.blobs.downloaded)
 
 
 class _Pull:
@@ -106,7 +103,7 @@ class _Pull:
         self, client: ContainerdClient, image: PullableImage, snapshotter: str, progress: PullProgress
     ) -> None:
         self.states = [LayerState.WAITING] * len(image.layers)
-        self.downloaded = 0
+        self.blobs = ImageBlobs(client, image)
         self.downloads = Downloads(self._download, limit=DOWNLOADS_AT_ONCE)
         self._client = client
         self._image = image
@@ -116,60 +113,6 @@ class _Pull:
         self._lazy_expected = [
             snapshotter not in _ORDINARY and may_be_lazy(layer.annotations) for layer in image.layers
         ]
-
-    # Documents
-
-    async def store_documents(self) -> None:
-        """Put index, manifest and config into the content store, with what keeps their children."""
-        image = self._image
-        layers = [layer.digest for layer in image.layers]
-        if image.index is not None:
-            await self._store("index", image.index, index_labels(image.siblings))
-        manifest = manifest_labels(image.config.descriptor.digest, layers)
-        await self._store("manifest", image.manifest, manifest)
-        await self._store("config", image.config, {})
-
-    async def _store(self, kind: str, document: Document, labels: Mapping[str, str]) -> None:
-        descriptor = document.descriptor
-
-        @asynccontextmanager
-        async def content_from(offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
-            async def rest() -> AsyncIterator[bytes]:
-                yield document.content[offset:]
-
-            yield rest()
-
-        await self._write(
-            f"{kind}-{descriptor.digest}", descriptor.digest, descriptor.size, labels, content_from
-        )
-
-    async def _write(
-        self,
-        ref: str,
-        digest: str,
-        size: int,
-        labels: Mapping[str, str],
-        source: Callable[[int], AbstractAsyncContextManager[AsyncIterator[bytes]]],
-    ) -> None:
-        """Store a blob with its labels, after any other client that writes it now."""
-        image = self._image
-        while True:
-            try:
-                written = await self._client.write_content(
-                    ref,
-                    digest=digest,
-                    size=size,
-                    labels={**labels, **source_labels(image.host, image.repository, {})},
-                    source=source,
-                )
-                break
-            except ContentLocked:
-                await anyio.sleep(_POLL)
-        if not written:
-            info = await self._client.content_info(digest)
-            existing = info.labels if info is not None else {}
-            labels = {**labels, **source_labels(image.host, image.repository, existing)}
-            await self._client.label_content(digest, labels)
 
     # The chain of snapshots
 
@@ -295,34 +238,14 @@ class _Pull:
 
     async def _download(self, digest: str) -> None:
         numbers = [number for number, layer in enumerate(self._image.layers) if layer.digest == digest]
-        layer = self._image.layers[numbers[0]]
         for number in numbers:
             self._enter(number, LayerState.DOWNLOADING)
 
-        @asynccontextmanager
-        async def layer_from(offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
-            async with self._image.open_layer(layer, offset) as blocks:
-                yield self._counted(blocks, offset, numbers)
-
-        try:
-            await self._write(f"layer-{digest}", digest, layer.size, {}, layer_from)
-        except ContainerdRefused as error:
-            if error.code != "FAILED_PRECONDITION":
-                raise
-            raise WrongLayer(
-                f"layer {digest} of {self._image.name}: {self._image.host} sent other bytes than that "
-                f"({error.details}): pull again, and look at the registry if it stays so"
-            ) from error
-
-    async def _counted(
-        self, blocks: AsyncIterator[bytes], offset: int, numbers: list[int]
-    ) -> AsyncIterator[bytes]:
-        async for block in blocks:
-            offset += len(block)
-            self.downloaded += len(block)
+        def received(done: int) -> None:
             for number in numbers:
-                self._progress.received(number, offset)
-            yield block
+                self._progress.received(number, done)
+
+        await self.blobs.store_layer(self._image.layers[numbers[0]], received)
 
     # The image record
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import Final
 
 import msgspec
 
+from fetcher.blob import RegistryBlob
 from fetcher.errors import InvalidReference
 from fetcher.manifest import Descriptor as ManifestDescriptor
 from fetcher.manifest import Document as ServedDocument
 from fetcher.manifest import Platform, parse_index
 from fetcher.reference import Reference, parse_digest
+from fetcher.registry import RegistryClient
 from snapshotter.containerd.image import Document, PullableImage, UnusableImage
 from snapshotter.containerd.types import Descriptor
 
-if TYPE_CHECKING:
-    from fetcher.registry import RegistryClient
+_CONFIG_LIMIT: Final = 8 << 20
+"""Bytes; a config lists environment, command, history and layers, a few KB as a rule."""
 
 
 async def resolve_image(client: RegistryClient, reference: Reference, platform: Platform) -> PullableImage:
@@ -26,16 +28,16 @@ async def resolve_image(client: RegistryClient, reference: Reference, platform: 
     Raises FetchError: the registry's, or UnusableImage.
     """
     resolved = await client.manifest(reference, platform=platform)
-    config = await client.blob_bytes(reference, resolved.config.digest)
+    config = await client.blob_bytes(reference, resolved.config.digest, limit=_CONFIG_LIMIT)
 
     @asynccontextmanager
     async def open_layer(layer: Descriptor, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        blob = client.blob(reference, layer.digest, layer.size)
+        blob = RegistryBlob(client, reference, layer.digest, layer.size)
         async with blob.stream(offset, layer.size) as blocks:
             yield blocks
 
     return PullableImage(
-        name=str(reference),
+        name=_record_name(reference),
         host=reference.host,
         repository=reference.repository,
         digest_name=f"{reference.name}@{resolved.target.digest}",
@@ -47,6 +49,11 @@ async def resolve_image(client: RegistryClient, reference: Reference, platform: 
         diff_ids=_diff_ids(config, reference),
         open_layer=open_layer,
     )
+
+
+def _record_name(reference: Reference) -> str:
+    """As CRI and nerdctl look for it: a digest makes the tag void (`reference.ParseDockerRef`)."""
+    return f"{reference.name}@{reference.digest}" if reference.digest is not None else str(reference)
 
 
 class _RootFs(msgspec.Struct, frozen=True):

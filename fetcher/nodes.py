@@ -1,0 +1,70 @@
+"""What a layer is made of: nodes, the chunks of their files, and the members that hold the chunks.
+
+Values alone; `fetcher.tree` makes them out of a table of contents. None can be part of a reference
+cycle, so that the garbage collector need not look at the hundred thousand of a large layer.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Kind(enum.Enum):
+    """What a node is; WHITEOUT is overlayfs's character device 0:0."""
+
+    DIRECTORY = "dir"
+    REGULAR = "reg"
+    SYMLINK = "symlink"
+    CHARACTER = "char"
+    BLOCK = "block"
+    FIFO = "fifo"
+    WHITEOUT = "whiteout"
+
+
+class Chunk(msgspec.Struct, gc=False, eq=False):
+    """A piece of a file: `size` bytes at `file_offset` of it.
+
+    It is found `inner_offset` bytes into the output of the compression member that
+    fills [offset, end) of the blob. `digest` is its sha256, 32 bytes.
+    """
+
+    offset: int
+    inner_offset: int
+    file_offset: int
+    size: int
+    digest: bytes
+    end: int = 0
+
+
+class Node(msgspec.Struct, gc=False, eq=False):
+    """One inode of a layer.
+
+    `path` has no leading slash and is "" for the root; `links` are further paths of the same inode.
+    `mode` has permission, suid, sgid and sticky bits; `mtime` is in seconds. `chunks` are those of a
+    regular file, in the file's order and the blob's; an empty file has none.
+    """
+
+    path: str
+    kind: Kind
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    size: int = 0
+    target: str = ""
+    major: int = 0
+    minor: int = 0
+    xattrs: dict[str, bytes] = {}
+    opaque: bool = False
+    chunks: tuple[Chunk, ...] = ()
+    links: list[str] = []
+
+
+class Member(msgspec.Struct, gc=False, eq=False):
+    """One compression member, [offset, end) of the blob, and the file pieces in it by inner offset."""
+
+    offset: int
+    end: int
+    pieces: list[tuple[Node, Chunk]]

@@ -1,0 +1,151 @@
+"""The mounter as other processes see it. Blocking; from async code: `to_thread.run_sync(mounter.status)`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from typing import Final, TypeVar
+
+import msgspec
+
+import mounter
+from mounter.control import (
+    LINE_LIMIT,
+    Configure,
+    Done,
+    Failed,
+    Reply,
+    Request,
+    Retire,
+    Status,
+    StatusRequest,
+    Stop,
+    Warm,
+    decode_reply,
+    encode,
+    short_socket_path,
+)
+from mounter.errors import MounterError
+from mounter.logfile import last_line
+from mounter.probe import Mode
+from mounter.settings import MounterSettings
+
+_START_SECONDS: Final = 30.0
+_ANSWER_SECONDS: Final = 10.0
+
+R = TypeVar("R", bound=Reply)
+
+
+class MounterUnreachable(MounterError):
+    """No mounter answers on the root's control socket."""
+
+
+class MounterRefused(MounterError):
+    """The mounter did not do what it was asked, or could not be started; the message has its reason."""
+
+
+class Mounter:
+    """The mounter of one root. Each call makes a connection of its own, so a restarted mounter is met again.
+
+    Every method raises MounterUnreachable, and MounterRefused.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+
+    def status(self) -> Status:
+        """Who and how it is."""
+        return self._ask(StatusRequest(), Status)
+
+    def configure(self, settings: MounterSettings) -> None:
+        """Give it new settings; they hold for what begins from now on."""
+        self._ask(Configure(settings), Done)
+
+    def warm(self, layers: list[str]) -> None:
+        """Have it load these layers' trees, so that the first miss does not wait for that."""
+        self._ask(Warm(layers), Done)
+
+    def retire(self) -> None:
+        """Have it give up mount point and socket, and end when the last mount that uses the gate is gone.
+
+        Another mounter may be started as soon as this returns.
+        """
+        self._ask(Retire(), Done)
+
+    def stop(self) -> None:
+        """End it now. What runs on lazy layers keeps only the files that are here."""
+        self._ask(Stop(), Done)
+
+    def _ask(self, request: Request, expected: type[R]) -> R:
+        try:
+            with (
+                short_socket_path(self.root) as path,
+                socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+            ):
+                connection.settimeout(_ANSWER_SECONDS)
+                connection.connect(path)
+                connection.sendall(encode(request))
+                with connection.makefile("rb") as lines:
+                    line = lines.readline(LINE_LIMIT)
+        except OSError as error:
+            raise MounterUnreachable(f"no mounter answers for {self.root}: {error}") from error
+        if not line:
+            raise MounterUnreachable(f"the mounter of {self.root} ended before it answered")
+        try:
+            reply = decode_reply(line)
+        except msgspec.DecodeError as error:
+            raise MounterRefused(f"the mounter of {self.root} speaks another protocol: {error}") from error
+        if isinstance(reply, Failed):
+            raise MounterRefused(reply.message)
+        if not isinstance(reply, expected):
+            raise MounterRefused(f"the mounter of {self.root} answered {type(reply).__name__}")
+        return reply
+
+
+def connect(root: str) -> Mounter:
+    """The running mounter of `root`. Raises MounterUnreachable."""
+    found = Mounter(root)
+    found.status()
+    return found
+
+
+def start_mounter(root: str, settings: MounterSettings, mode: Mode) -> Mounter:
+    """Start a mounter for `root` and return when its gate is mounted and its socket answers.
+
+    It runs in a session of its own, is nobody's child, and outlives whoever started it. Raises
+    MounterRefused with the last line of its log if it does not come up: another one runs already, say.
+    """
+    packages = os.path.dirname(os.path.dirname(os.path.abspath(mounter.__file__)))
+    path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
+    reader, writer = os.pipe()
+    try:
+        os.set_inheritable(reader, True)
+        # A pipe holds 64 KiB: the settings fit, so this does not wait for a reader.
+        os.write(writer, msgspec.json.encode(settings))
+    finally:
+        os.close(writer)
+    command = [sys.executable, "-m", "mounter.process", "--root", os.path.abspath(root), "--mode", mode.value]
+    try:
+        result = subprocess.run(
+            [*command, "--settings-fd", str(reader), "--detach"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[reader],
+            cwd="/",
+            # One arena less per thread: the threads of a mounter copy little and hold nothing.
+            env={**os.environ, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "2"},
+            timeout=_START_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise MounterRefused(f"the mounter of {root} did not come up in {_START_SECONDS:g} s") from None
+    finally:
+        os.close(reader)
+    if result.returncode:
+        said = result.stderr.decode(errors="replace").strip().splitlines()
+        reason = said[-1] if said else last_line(os.path.join(root, "mounter.log"))
+        raise MounterRefused(f"the mounter of {root} did not come up: {reason}")
+    return connect(root)

@@ -1,0 +1,367 @@
+"""Fetching files on demand: the one place where an open that waits turns into requests. No FUSE in it.
+
+One fetch a file, however many ask. A fetch is a set of chunks that were asked for, each an `Arrival`;
+whole files and single chunks of large ones go the same way. Requests belong to a task group of the
+mounter's, not to who asked: they go on when a waiter has given up, for the next one.
+
+Belongs to the event loop; inflating, verifying and writing happen in worker threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import anyio
+import structlog
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from fetcher.blob import Blob
+from fetcher.demand import HOLD_SECONDS, Demand, Slot
+from fetcher.errors import (
+    FetchError,
+    FormatError,
+    RegistryUnavailable,
+    RegistryUnreachable,
+    StoreError,
+)
+from fetcher.nodes import Node
+from fetcher.progress import Field
+from fetcher.store import FileSource, LayerRecord, LayerStore, Source
+from mounter.counters import Counters, Histogram
+from mounter.errors import MounterError
+from mounter.link import LinkEstimate, RequestTimer
+from mounter.loaded import LoadedLayer, LoadedLayers
+from mounter.partial import Arrival, MemberPart, PartialFile, PieceWriter, holds_whole, members, runs
+from mounter.settings import MounterSettings
+
+log = structlog.get_logger("layergate.mounter")
+
+OpenBlob = Callable[[Source, LayerRecord], Awaitable[Blob]]
+"""The seam to where blobs are. Raises FetchError."""
+
+_TRANSIENT: Final = (RegistryUnreachable, RegistryUnavailable)
+_RETRY_SECONDS: Final = 0.25
+_POLL_SECONDS: Final = 0.005
+_SLACK_SECONDS: Final = 0.05
+_FEED: Final = 1 << 20
+
+
+class TooSlow(MounterError):
+    """A file, or the next bytes of it, did not come within the configured wait."""
+
+
+class OnDemand:
+    """Brings files of lazy layers at the moment when somebody waits for them."""
+
+    def __init__(
+        self,
+        store: LayerStore,
+        open_blob: OpenBlob,
+        settings: MounterSettings,
+        tasks: TaskGroup,
+        counters: Counters,
+    ) -> None:
+        self.settings = settings
+        self.counters = counters
+        self.latency = Histogram()
+        self.link = LinkEstimate(bandwidth=settings.assumed_bandwidth, round_trip=settings.assumed_round_trip)
+        self.layers = LoadedLayers(store)
+        self.in_flight = 0
+        """Requests that are under way or queued."""
+        self._open_blob = open_blob
+        self._tasks = tasks
+        self._requests = anyio.CapacityLimiter(settings.concurrent_requests)
+        self._demand = Demand(store.root)
+        self._marking = False
+
+    def configure(self, settings: MounterSettings) -> None:
+        """Take new settings for everything that begins from now on."""
+        self.settings = settings
+        self._requests.total_tokens = settings.concurrent_requests
+
+    def is_large(self, loaded: LoadedLayer, node: Node) -> bool:
+        """Whether what is missing of the file would take longer than an open should wait."""
+        partial = loaded.partials.get(node.path)
+        if partial is None:
+            parts = members(node, range(len(node.chunks)))
+            missing = sum(part.end - part.offset for part in parts)
+        else:
+            missing = partial.missing_bytes()
+        bandwidth = self.link.bandwidth
+        if loaded.progress[Field.STOP]:
+            bandwidth = max(bandwidth, loaded.progress[Field.RATE])
+        return missing > bandwidth * self.settings.large_file_seconds
+
+    async def fetch(self, loaded: LoadedLayer, node: Node, *, patient: bool = False) -> None:
+        """Return when the regular file is in PLAIN.
+
+        A `patient` fetch tries again after failures that may pass. Raises FetchError, and TooSlow at the
+        end of the configured wait.
+        """
+        if loaded.plain.has(node):
+            return
+        self.counters.fetches += 1
+        start = anyio.current_time()
+        wait = self.settings.wait_seconds
+        try:
+            with anyio.fail_after(wait), self.using(loaded, node) as partial:
+                await self._until_whole(loaded, partial, start + wait if patient else start)
+        except TimeoutError:
+            self.counters.fetch_failures += 1
+            raise TooSlow(f"{node.path!r} did not come within {wait:g} seconds") from None
+        except FetchError:
+            self.counters.fetch_failures += 1
+            raise
+        self.latency.add(anyio.current_time() - start)
+
+    async def bring(
+        self, loaded: LoadedLayer, partial: PartialFile, wanted: range, *, ahead: int = 0
+    ) -> bool:
+        """Return True when the `wanted` chunks are in `partial`, False if the file is in PLAIN instead.
+
+        `ahead` compressed bytes behind them are asked for as well. The caller holds `using`. Failures
+        that may pass are tried again. Raises FetchError, and TooSlow when nothing has come for the
+        configured wait.
+        """
+        deadline = anyio.current_time() + self.settings.wait_seconds
+        while True:
+            self._ask_ahead(loaded, partial, wanted, ahead)
+            if partial.has(wanted):
+                return True
+            if loaded.plain.has(partial.node):
+                return False
+            try:
+                await self._settled(partial, wanted)
+            except _TRANSIENT:
+                if anyio.current_time() >= deadline:
+                    raise
+                await anyio.sleep(_RETRY_SECONDS)
+
+    @contextmanager
+    def using(self, loaded: LoadedLayer, node: Node) -> Iterator[PartialFile]:
+        """The file as far as it is here, kept for the time of the block."""
+        partial = loaded.partial(node)
+        partial.users += 1
+        try:
+            with loaded.using():
+                yield partial
+        finally:
+            partial.users -= 1
+            partial.last_used = anyio.current_time()
+
+    async def _until_whole(self, loaded: LoadedLayer, partial: PartialFile, give_up: float) -> None:
+        if not partial.have:
+            await to_thread.run_sync(partial.create_empty)
+            return
+        if await self._streamed(loaded, partial.node):
+            self.counters.streamed += 1
+            return
+        every = range(len(partial.have))
+        while not partial.has(every) and not loaded.plain.has(partial.node):
+            self._ask(loaded, partial, partial.missing(every))
+            try:
+                for index in every:
+                    await _arrival(partial, index)
+            except _TRANSIENT:
+                if anyio.current_time() >= give_up:
+                    raise
+                await anyio.sleep(_RETRY_SECONDS)
+
+    async def _streamed(self, loaded: LoadedLayer, node: Node) -> bool:
+        """Wait for the layer's own stream if it brings the file about as soon as a request would."""
+        position, stop = loaded.progress[Field.POSITION], loaded.progress[Field.STOP]
+        rate = loaded.progress[Field.RATE]
+        first = min(chunk.offset for chunk in node.chunks)
+        end = max(chunk.end for chunk in node.chunks)
+        if self.in_flight or not rate or not position <= first < end <= stop:
+            return False
+        expected = (end - position) / rate
+        if expected > self.link.round_trip + (end - first) / max(self.link.bandwidth, rate):
+            return False
+        # Bounded, because the stream may have died and left its position behind.
+        deadline = anyio.current_time() + 2 * expected + _SLACK_SECONDS
+        while not self.in_flight and anyio.current_time() < deadline:
+            await anyio.sleep(_POLL_SECONDS)
+            if loaded.plain.has(node):
+                return True
+        return False
+
+    def _ask_ahead(self, loaded: LoadedLayer, partial: PartialFile, wanted: range, ahead: int) -> None:
+        """Ask for what is wanted together with what comes next; for the latter alone, not in small pieces."""
+        end = _reach(partial, wanted.stop, ahead)
+        missing = partial.missing(wanted)
+        if missing:
+            self._ask(loaded, partial, partial.missing(range(missing[0], end)))
+            return
+        missing = partial.missing(range(wanted.stop, end))
+        if missing and missing[0] < _reach(partial, wanted.stop, ahead // 2):
+            end = _reach(partial, missing[0], ahead)
+            self._ask(loaded, partial, partial.missing(range(missing[0], end)))
+
+    def _ask(self, loaded: LoadedLayer, partial: PartialFile, indexes: Sequence[int]) -> None:
+        for index in indexes:
+            partial.arrivals[index] = Arrival()
+        for run in runs(members(partial.node, indexes)):
+            self._tasks.start_soon(self._request, loaded, partial, run)
+
+    async def _settled(self, partial: PartialFile, wanted: range) -> None:
+        """Wait for chunks as long as bytes of the file keep coming. Raises FetchError, TooSlow."""
+        start = anyio.current_time()
+        wait = self.settings.wait_seconds
+        for index in wanted:
+            while (arrival := partial.arrivals.get(index)) is not None:
+                with anyio.move_on_at(max(start, partial.moved) + wait) as scope:
+                    await arrival.settled.wait()
+                if scope.cancelled_caught and anyio.current_time() >= max(start, partial.moved) + wait:
+                    raise TooSlow(f"{partial.node.path!r}: nothing has come for {wait:g} seconds")
+                if arrival.error is not None:
+                    raise arrival.error
+
+    async def _request(self, loaded: LoadedLayer, partial: PartialFile, run: list[MemberPart]) -> None:
+        """Bring one run of members; settles the arrival of each of its chunks in any case."""
+        error: FetchError | None = None
+        try:
+            with self.using(loaded, partial.node), self._busy():
+                async with self._requests:
+                    if not loaded.plain.has(partial.node):
+                        await self._from_sources(loaded, partial, run)
+        except FetchError as failure:
+            error = failure
+            log.warning("fetch_failed", layer=loaded.key, path=partial.node.path, error=str(failure))
+        except Exception as defect:
+            # A defect in one request must not take the mount away from every container: it fails alone.
+            error = FetchError(f"{partial.node.path!r}: {defect!r}")
+            log.exception("request_broken", layer=loaded.key, path=partial.node.path)
+        finally:
+            for index in itertools.chain.from_iterable(part.indexes for part in run):
+                arrival = partial.arrivals.pop(index, None)
+                if arrival is not None:
+                    arrival.error = error
+                    arrival.settled.set()
+
+    async def _from_sources(self, loaded: LoadedLayer, partial: PartialFile, run: list[MemberPart]) -> None:
+        if loaded.record_doubtful:
+            await self.layers.refresh_record(loaded)
+        sources = loaded.record.sources
+        error = FetchError(f"layer {loaded.key} has no source to be fetched from")
+        for turn in range(len(sources)):
+            index = (loaded.preferred + turn) % len(sources)
+            try:
+                blob = await self._open_blob(sources[index], loaded.record)
+                await self._read(blob, loaded, partial, run)
+            except FetchError as failure:
+                if isinstance(failure, StoreError) and not isinstance(sources[index], FileSource):
+                    raise  # our own disk: another source would not help
+                log.info("source_failed", layer=loaded.key, source=str(sources[index]), error=str(failure))
+                if not isinstance(error, _TRANSIENT):
+                    error = failure
+            else:
+                loaded.preferred = index
+                return
+        loaded.record_doubtful = True
+        raise error
+
+    async def _read(
+        self, blob: Blob, loaded: LoadedLayer, partial: PartialFile, run: list[MemberPart]
+    ) -> None:
+        """Read what is missing of a run of members from a blob and take the file's chunks out of them."""
+        run = [part for part in run if not partial.has(part.indexes)]
+        if not run:
+            return
+        self.counters.requests += 1
+        timer = RequestTimer(self.link, anyio.current_time())
+
+        def came(count: int) -> None:
+            partial.moved = anyio.current_time()
+            timer.block(count, partial.moved)
+            self.counters.fetched_bytes += count
+            loaded.progress.add(Field.FETCHED_ON_DEMAND, count)
+
+        async with blob.stream(run[0].offset, run[-1].end) as blocks:
+            reader = _Blocks(blocks, came)
+            for part in run:
+                if holds_whole(part, partial.node):
+                    member = await reader.take(part.end - part.offset)
+                    await to_thread.run_sync(partial.store, member, part.indexes)
+                else:
+                    await _feed(partial, part, reader)
+                for index in part.indexes:
+                    partial.arrivals.pop(index).settled.set()
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Background streams pause while this goes on."""
+        self.in_flight += 1
+        self._demand.mark(Slot.ON_DEMAND)
+        if not self._marking:
+            self._marking = True
+            self._tasks.start_soon(self._keep_marking)
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._demand.clear(Slot.ON_DEMAND)
+
+    async def _keep_marking(self) -> None:
+        while self.in_flight:
+            self._demand.mark(Slot.ON_DEMAND)
+            await anyio.sleep(HOLD_SECONDS / 3)
+        self._marking = False
+
+
+def _reach(partial: PartialFile, start: int, size: int) -> int:
+    """The index behind the last chunk that begins within `size` compressed bytes of chunk `start`."""
+    chunks = partial.node.chunks
+    index = start
+    while size > 0 and index < len(chunks):
+        size -= chunks[index].end - chunks[index].offset
+        index += 1
+    return index
+
+
+async def _arrival(partial: PartialFile, index: int) -> None:
+    arrival = partial.arrivals.get(index)
+    if arrival is not None:
+        await arrival.settled.wait()
+        if arrival.error is not None:
+            raise arrival.error
+
+
+async def _feed(partial: PartialFile, part: MemberPart, reader: _Blocks) -> None:
+    """Take chunks out of a large member as it comes; what follows the last of them is skipped."""
+    writer = PieceWriter(partial, part.indexes)
+    left = part.end - part.offset
+    while left:
+        data = await reader.take(min(left, _FEED))
+        left -= len(data)
+        if not writer.done:
+            await to_thread.run_sync(writer.feed, data)
+    writer.finish()
+
+
+class _Blocks:
+    """Exact reads from an iterator of blocks."""
+
+    def __init__(self, blocks: AsyncIterator[bytes], came: Callable[[int], None]) -> None:
+        self._blocks = blocks
+        self._came = came
+        self._rest = b""
+
+    async def take(self, count: int) -> bytes:
+        parts = [self._rest]
+        have = len(self._rest)
+        while have < count:
+            block = await anext(self._blocks, b"")
+            if not block:
+                raise FormatError(f"the layer ends {count - have} bytes too early")
+            self._came(len(block))
+            parts.append(block)
+            have += len(block)
+        joined = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._rest = joined[count:]
+        return joined[:count]

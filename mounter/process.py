@@ -1,0 +1,376 @@
+"""The mounter: the process that holds the FUSE session and fetches on demand.
+
+    python -m mounter.process --root ROOT [--mode gate|stub] [--settings-fd N] [--detach]
+
+One a root, guarded by the flock of ROOT/mounter.lock. It mounts ROOT/gate in the mount namespace that it
+is started in and serves ROOT/mounter.sock (`mounter.control`). It lives until the kernel drops its FUSE
+connection, which is when ROOT/gate is unmounted and the last mount that uses it is gone.
+
+Containers that run on lazy layers cannot go on without it. So SIGTERM, SIGINT and SIGHUP do what the
+request `retire` does: give up mount point, lock and socket, and end by itself when nobody uses the gate
+any more, which is at once where nobody does. Only `stop` and SIGKILL end it before. A crash leaves
+ROOT/gate mounted and dead, on purpose: whoever would mount a lazy lower on it fails, and does not
+take missing files for absent ones; the next mounter clears it away.
+
+Run in a service of systemd's it needs KillMode=process there, or it is killed with the service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from typing import Final
+
+import anyio
+import msgspec
+import pyfuse3
+import structlog
+from anyio import to_thread
+from anyio.abc import ByteStream
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from fetcher.errors import FetchError
+from fetcher.store import LayerStore
+from mounter.blobs import Blobs
+from mounter.control import (
+    LINE_LIMIT,
+    PROTOCOL,
+    Configure,
+    Done,
+    Failed,
+    Reply,
+    Request,
+    Retire,
+    Status,
+    StatusRequest,
+    Stop,
+    Warm,
+    decode_request,
+    encode,
+    short_socket_path,
+    socket_path,
+)
+from mounter.counters import Counters
+from mounter.errors import MounterError, MountFailed
+from mounter.files import OpenFiles
+from mounter.gate import Gate
+from mounter.handover import Late
+from mounter.logfile import LogFile, last_line, log_to
+from mounter.mountinfo import read_mounts
+from mounter.ondemand import OnDemand, OpenBlob
+from mounter.probe import Mode
+from mounter.settings import MounterSettings
+from mounter.stub import Stub
+from mounter.syscalls import detach
+
+log = structlog.get_logger("layergate.mounter")
+
+_MAX_TASKS: Final = 4096
+"""Requests that may wait at a time. Each has a buffer of 1 MiB, of which a page is touched."""
+
+_OPTIONS: Final = frozenset({"fsname=layergate", "subtype=layergate", "allow_other", "ro"})
+_OOM_SCORE: Final = -500
+_REPLY_SECONDS: Final = 5.0
+
+
+class AlreadyRunning(MounterError):
+    """Another mounter holds the root's lock."""
+
+
+class MounterProcess:
+    """One mounter, from the lock to the end of the FUSE session."""
+
+    def __init__(
+        self,
+        root: str,
+        mode: Mode,
+        settings: MounterSettings,
+        *,
+        log_file: LogFile | None = None,
+        open_blob: OpenBlob | None = None,
+    ) -> None:
+        self.root = os.path.realpath(root)
+        self.mode = mode
+        self.generation = secrets.token_hex(8)
+        self._settings = settings
+        self._log_file = log_file
+        self._blobs = Blobs(settings.registry)
+        self._open_blob = open_blob or self._blobs.open
+        self._gate = os.path.join(self.root, "gate")
+        self._counters = Counters()
+        self._retired = False
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until the session ends; `ready` is called when the gate is mounted and the socket answers.
+
+        Raises AlreadyRunning, MountFailed.
+        """
+        store = LayerStore(self.root)
+        store.create_directories()
+        self._lock = _lock(os.path.join(self.root, "mounter.lock"))
+        async with anyio.create_task_group() as self._tasks:
+            self._ondemand = OnDemand(store, self._open_blob, self._settings, self._tasks, self._counters)
+            self._files = OpenFiles(self._ondemand)
+            self._late = Late(self.root, self._settings.late_seconds)
+            adopted = self._late.adopt()
+            self._mount()
+            log.info("mounted", gate=self._gate, mode=self.mode.value, pid=os.getpid(), adopted=adopted)
+            self._tasks.start_soon(self._serve_fuse)
+            self._tasks.start_soon(self._sweep)
+            await self._tasks.start(self._serve_signals)
+            await self._tasks.start(self._serve_socket)
+            await to_thread.run_sync(os.stat, self._gate)
+            ready()
+        log.info("ended", retired=self._retired)
+
+    def _mount(self) -> None:
+        clear_gate(self._gate)
+        os.makedirs(self._gate, mode=0o700, exist_ok=True)
+        operations = (
+            Gate(self._ondemand, self._files, self._late)
+            if self.mode is Mode.GATE
+            else Stub(self._ondemand, self._files)
+        )
+        try:
+            pyfuse3.init(operations, self._gate, set(_OPTIONS))
+        except RuntimeError as error:
+            raise MountFailed(
+                f"cannot mount the gate: {error}", errno=errno.EIO, target=self._gate
+            ) from error
+
+    async def _serve_fuse(self) -> None:
+        try:
+            await pyfuse3.main(max_tasks=_MAX_TASKS)
+        finally:
+            pyfuse3.close(unmount=False)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_REPLY_SECONDS):
+                await self._blobs.aclose()
+        self._tasks.cancel_scope.cancel()
+
+    async def _sweep(self) -> None:
+        while True:
+            await anyio.sleep(min(1.0, self._settings.late_seconds))
+            await to_thread.run_sync(self._late.sweep)
+            await self._ondemand.layers.sweep(self._settings.idle_seconds)
+
+    async def _serve_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                log.info("signal", number=int(number))
+                if not self._retired:
+                    await self._retire()
+
+    async def _serve_socket(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        with short_socket_path(self.root) as path:
+            self._listener = await anyio.create_unix_listener(path, mode=0o600)
+        async with self._listener:
+            task_status.started()
+            with contextlib.suppress(anyio.ClosedResourceError):
+                await self._listener.serve(self._serve_client)
+
+    async def _serve_client(self, stream: ByteStream) -> None:
+        async with stream:
+            lines = BufferedByteReceiveStream(stream)
+            with contextlib.suppress(anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError):
+                while True:
+                    line = await lines.receive_until(b"\n", LINE_LIMIT)
+                    # A request that ends the process is still answered.
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(_REPLY_SECONDS):
+                        reply, stopping = await self._answer(line)
+                        await stream.send(encode(reply))
+                        if stopping:
+                            self._tasks.cancel_scope.cancel()
+
+    async def _answer(self, line: bytes) -> tuple[Reply, bool]:
+        try:
+            request = decode_request(line)
+            return await self._do(request), isinstance(request, Stop)
+        except msgspec.DecodeError as error:
+            return Failed(f"not a request of protocol {PROTOCOL}: {error}"), False
+        except (FetchError, MounterError, OSError) as error:
+            return Failed(str(error)), False
+
+    async def _do(self, request: Request) -> Reply:
+        match request:
+            case StatusRequest():
+                return await self._status()
+            case Configure(settings):
+                self._configure(settings)
+            case Warm(layers):
+                for layer in layers:
+                    await self._ondemand.layers.get(layer)
+            case Retire():
+                await self._retire()
+            case Stop():
+                log.info("stopping")
+                await to_thread.run_sync(clear_gate, self._gate)
+                self._close_socket()
+        return Done()
+
+    def _configure(self, settings: MounterSettings) -> None:
+        self._settings = settings
+        self._ondemand.configure(settings)
+        self._blobs.configure(settings.registry)
+        self._late.hold_seconds = settings.late_seconds
+        if self._log_file is not None:
+            self._log_file.limit = settings.log_limit
+        log.info("configured")
+
+    async def _retire(self) -> None:
+        self._retired = True
+        log.info("retiring")
+        await to_thread.run_sync(self._late.retire)
+        self._close_socket()
+        await to_thread.run_sync(clear_gate, self._gate)
+        os.close(self._lock)
+
+    def _close_socket(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(socket_path(self.root))
+        self._tasks.start_soon(self._listener.aclose)
+
+    async def _status(self) -> Status:
+        ondemand = self._ondemand
+        return Status(
+            protocol=PROTOCOL,
+            pid=os.getpid(),
+            version=_version(),
+            generation=self.generation,
+            mode=self.mode.value,
+            resident_bytes=_resident_bytes(),
+            in_flight=ondemand.in_flight,
+            open_files=len(self._files),
+            loaded_layers=len(ondemand.layers),
+            partial_files=ondemand.layers.partial_files(),
+            late_links=len(self._late),
+            bandwidth=ondemand.link.bandwidth,
+            round_trip=ondemand.link.round_trip,
+            counters=self._counters,
+            latency=ondemand.latency.snapshot(),
+        )
+
+
+def clear_gate(path: str) -> None:
+    """Detach whatever FUSE mount of ours is on `path`, alive or left dead by a mounter that was killed.
+
+    Raises OSError.
+    """
+    while any(mount.target == path and mount.fstype.startswith("fuse") for mount in read_mounts()):
+        detach(path)
+
+
+def _lock(path: str) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise AlreadyRunning(f"another mounter holds {path}") from None
+    return fd
+
+
+def _version() -> str:
+    try:
+        return metadata.version("layergate")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _spare_from_oom() -> None:
+    """Ask the kernel to kill others first: this process is small, and containers cannot do without it."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(_OOM_SCORE))
+    except OSError as error:
+        log.warning("oom_score_not_set", error=str(error))
+
+
+def serve(
+    root: str,
+    mode: Mode,
+    settings: MounterSettings,
+    *,
+    ready: Callable[[], None],
+    open_blob: OpenBlob | None = None,
+) -> None:
+    """Run a mounter in this process, which it takes over: log, standard output, signals.
+
+    Raises MounterError, OSError.
+    """
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    os.umask(0o022)
+    os.chdir("/")
+    log_file = LogFile(os.path.join(root, "mounter.log"), settings.log_limit)
+    log_to(log_file)
+    _spare_from_oom()
+    process = MounterProcess(root, mode, settings, log_file=log_file, open_blob=open_blob)
+    anyio.run(process.run, ready, backend="trio")
+
+
+def main() -> int:
+    """The entry point; `mounter.client.start_mounter` is its only caller but operators."""
+    parser = argparse.ArgumentParser(prog="mounter.process", description="Hold a root's gate.")
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--mode", choices=[Mode.GATE.value, Mode.STUB.value], default=Mode.GATE.value)
+    parser.add_argument("--settings-fd", type=int, help="a descriptor to read settings from, as JSON")
+    parser.add_argument("--detach", action="store_true", help="return when the gate is mounted")
+    arguments = parser.parse_args()
+    root = os.path.abspath(arguments.root)
+    settings = MounterSettings()
+    if arguments.settings_fd is not None:
+        with open(arguments.settings_fd, "rb") as file:
+            settings = msgspec.json.decode(file.read(), type=MounterSettings)
+    report = _detach(root) if arguments.detach else _no_report
+    try:
+        serve(root, Mode(arguments.mode), settings, ready=lambda: report("ready"))
+    except (MounterError, OSError) as error:
+        log.error("not_started", error=str(error))
+        report(str(error))
+        return 1
+    return 0
+
+
+def _no_report(text: str) -> None:
+    """Nobody waits."""
+
+
+def _detach(root: str) -> Callable[[str], None]:
+    """Go on in a grandchild of the caller; what is reported first ends the parent, 0 for "ready"."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        with open(reader, encoding="utf-8", errors="replace") as pipe:
+            said = pipe.readline().rstrip("\n")
+        if said != "ready":
+            sys.stderr.write((said or last_line(os.path.join(root, "mounter.log"))) + "\n")
+            sys.stderr.flush()
+        os._exit(0 if said == "ready" else 1)
+    os.close(reader)
+    os.setsid()
+
+    def report(text: str) -> None:
+        nonlocal writer
+        if writer >= 0:
+            os.write(writer, text.replace("\n", " ").encode() + b"\n")
+            os.close(writer)
+            writer = -1
+
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What stands behind scripts/demo and scripts/bench."""

@@ -1,0 +1,116 @@
+"""The machine that is measured on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tests.integration.harness import call
+
+_SCRIPTS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_OF_OUR_OWN: Final = ("/run/containerd", "/run/netns")
+
+
+class Busy(Exception):
+    """Another benchmark is running."""
+
+
+def cache_directory() -> str:
+    """Where benchmarks keep things."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(cache, "layergate", "bench")
+
+
+@contextlib.contextmanager
+def work_directory() -> Iterator[str]:
+    """An empty directory for one benchmark, gone afterwards; what a killed one left is removed first.
+
+    scripts/bench runs us in namespaces of our own, so processes, mounts and interfaces end with us,
+    however we end. Only files stay. Raises Busy.
+    """
+    directory = cache_directory()
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, "lock"), "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(f"another scripts/bench runs in {directory}") from error
+        work = os.path.join(directory, "work")
+        shutil.rmtree(work, ignore_errors=True)
+        os.mkdir(work)
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work)
+
+
+def take_private_directories() -> None:
+    """Cover what containerd's shims and `ip netns` share with the rest of the machine."""
+    for directory in _OF_OUR_OWN:
+        os.makedirs(directory, exist_ok=True)
+        call(["mount", "-t", "tmpfs", "-o", "mode=711", "layergate-bench", directory])
+
+
+def compiled(name: str, work: str) -> str:
+    """The program made from scripts/NAME.c."""
+    program = os.path.join(work, name)
+    if not os.path.exists(program):
+        source = os.path.join(_SCRIPTS, f"{name}.c")
+        call(["gcc", "-O2", "-Wall", "-pthread", "-o", program, source])
+    return program
+
+
+def drop_page_cache() -> None:
+    """Write back what is dirty, and forget all cached pages, dentries and inodes."""
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+        file.write("3")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What figures depend on."""
+
+    kernel: str
+    processor: str
+    cores: int
+    memory_mib: int
+    containerd: str
+    runc: str
+    python: str
+    unpigz: bool
+    """containerd's unpacking is about twice as fast with it."""
+
+
+def describe_host() -> Host:
+    """This machine."""
+    return Host(
+        kernel=platform.release(),
+        processor=_processor(),
+        cores=os.cpu_count() or 1,
+        memory_mib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
+        containerd=_version("containerd"),
+        runc=_version("runc"),
+        python=platform.python_version(),
+        unpigz=shutil.which("unpigz") is not None,
+    )
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        found = re.search(r"model name\s*: (.*)", file.read())
+    return found[1] if found else platform.machine()
+
+
+def _version(program: str) -> str:
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\d+\.\d+\.\d+\S*", output)
+    return found[0] if found else output.strip()

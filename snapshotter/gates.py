@@ -1,0 +1,134 @@
+"""serve's side of the mounter: started when a lazy lower needs it, watched, started anew if it is gone.
+
+A mounter outlives serve. What its death takes away is only the gate: files that
+are here stay readable, and streaming brings the others. A new mounter has a
+new gate, so lazy lowers of the old generation are not given out any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from mounter.client import Mounter, MounterUnreachable, connect, start_mounter
+from mounter.control import Status as MounterStatus
+from mounter.errors import MounterError
+from mounter.probe import Mode, probe
+from snapshotter.config import Config
+from snapshotter.errors import Unavailable
+
+log = structlog.get_logger("layergate.gates")
+
+_WATCH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The gate that is mounted now; `generation` is its process's."""
+
+    generation: str
+    mode: Mode
+
+
+class Gates:
+    """The mounter of one root; belongs to serve's event loop."""
+
+    def __init__(self, root: str, config: Config) -> None:
+        self._root = root
+        self._settings = config.mounter_settings()
+        self._wanted_mode = config.lazy.mode
+        self._mode: Mode | None = None
+        self._mounter: Mounter | None = None
+        self._gate: Gate | None = None
+        self._lock = anyio.Lock()
+        self._reconfigured = anyio.Event()
+
+    def configure(self, config: Config) -> None:
+        """Take a new configuration; a running mounter gets its part. The mode needs a restart."""
+        self._settings = config.mounter_settings()
+        self._reconfigured.set()
+
+    async def attach(self) -> None:
+        """After a start: find out what this host can do, and take over a mounter that runs already."""
+        found = await to_thread.run_sync(probe, self._root)
+        self._mode = found.mode
+        if self._wanted_mode == "stub" and found.mode is Mode.GATE:
+            self._mode = Mode.STUB
+        log.info("host_probed", mode=self._mode.value, reason=found.reason or None)
+        try:
+            mounter = await to_thread.run_sync(connect, self._root)
+            await self._take(mounter)
+            await to_thread.run_sync(mounter.configure, self._settings)
+        except MounterUnreachable:
+            return
+        except MounterError as error:
+            log.warning("mounter_not_taken_over", error=str(error))
+
+    def possible(self) -> bool:
+        """Whether layers can be lazy on this host at all."""
+        return self._mode in (Mode.GATE, Mode.STUB)
+
+    async def current(self) -> Gate:
+        """The gate, mounted; starts the mounter if none runs. Raises Unavailable."""
+        async with self._lock:
+            if self._gate is None or self._mounter is None:
+                await self._start()
+            assert self._gate is not None
+            return self._gate
+
+    async def warm(self, layers: list[str]) -> None:
+        """Have the trees of layers loaded that are about to be mounted; a failure costs time only."""
+        if self._mounter is not None:
+            try:
+                await to_thread.run_sync(self._mounter.warm, layers)
+            except MounterError as error:
+                log.warning("mounter_not_warmed", error=str(error))
+
+    async def status(self) -> MounterStatus | None:
+        """What the mounter says of itself; None if none runs."""
+        if self._mounter is None:
+            return None
+        try:
+            return await to_thread.run_sync(self._mounter.status)
+        except MounterError:
+            return None
+
+    async def run(self) -> None:
+        """Watch the mounter until cancelled: restart one that died, pass on new settings."""
+        while True:
+            with anyio.move_on_after(_WATCH_SECONDS):
+                await self._reconfigured.wait()
+            async with self._lock:
+                if self._mounter is None:
+                    self._reconfigured = anyio.Event()
+                    continue
+                try:
+                    if self._reconfigured.is_set():
+                        self._reconfigured = anyio.Event()
+                        await to_thread.run_sync(self._mounter.configure, self._settings)
+                    await self._take(self._mounter)
+                except MounterError as error:
+                    log.error("mounter_lost", error=str(error))
+                    self._mounter = self._gate = None
+                    try:
+                        await self._start()
+                    except Unavailable as unavailable:
+                        log.error("mounter_not_restarted", error=str(unavailable))
+
+    async def _start(self) -> None:
+        if self._mode not in (Mode.GATE, Mode.STUB):
+            raise Unavailable("layers cannot be lazy on this host: see layergate doctor")
+        try:
+            await self._take(await to_thread.run_sync(start_mounter, self._root, self._settings, self._mode))
+        except MounterError as error:
+            raise Unavailable(f"the mounter cannot be started: {error}") from error
+
+    async def _take(self, mounter: Mounter) -> None:
+        status = await to_thread.run_sync(mounter.status)
+        gate = Gate(status.generation, Mode(status.mode))
+        if gate != self._gate:
+            log.info("mounter_attached", pid=status.pid, mode=status.mode, generation=status.generation)
+        self._mounter, self._gate = mounter, gate

@@ -1,0 +1,515 @@
+"""A registry in this process, over real HTTP on loopback, that fails on demand.
+
+    with FaultyRegistry() as registry:
+        reference = registry.add_image("team/app", image)
+        registry.fail("blob", Status(503), times=2)
+        ...
+        assert registry.requests["blob"] == 3
+
+Other processes reach it as `registry.host`. Rules are tried in the order in
+which they were given; the first one that fits a request and is not used up
+takes it. Kinds of requests: manifest, blob, token, and storage (the second
+port, to which `redirect_blobs` sends those who ask for blobs).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Final, Literal, Self, cast
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from tests.oci import MANIFEST, Image
+
+Kind = Literal["manifest", "blob", "token", "storage"]
+
+_BLOCK: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Answer with this status, and nothing of what was asked for."""
+
+    code: int
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IgnoreRange:
+    """Send the whole with 200."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseSuffix:
+    """Answer `bytes=-N`, and only that, with this status."""
+
+    code: int = 416
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Reset the connection after `after` bytes of the body."""
+
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """Close the connection after `after` bytes of the body, as if that were all."""
+
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftRange:
+    """Send another range than the one asked for, `by` bytes further on, and say so."""
+
+    by: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ShortRange:
+    """Send a valid 206 with no more than `limit` bytes of the range that was asked for."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class WrongBytes:
+    """Flip every bit of the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """Send no more than this many bytes a second."""
+
+    bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Take the request and never answer."""
+
+
+Fault = (
+    Status
+    | IgnoreRange
+    | RefuseSuffix
+    | Drop
+    | Truncate
+    | ShiftRange
+    | ShortRange
+    | WrongBytes
+    | Throttle
+    | Silence
+)
+
+
+@dataclass(slots=True)
+class _Rule:
+    kind: Kind
+    fault: Fault
+    left: int | None
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class BasicLogin:
+    """Every request needs these credentials."""
+
+    username: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class BearerLogin:
+    """Every request needs a token, which the token endpoint gives for these credentials.
+
+    Without a user name it gives tokens to anybody; `identity_token` is what the OAuth2 POST asks for.
+    """
+
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""
+    expires_in: int = 300
+
+
+class FaultyRegistry:
+    """Serves what it was given; a context manager, stopped with all its connections at the end."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        """Bytes of bodies, by kind of request."""
+        self.connections = 0
+        self.log: list[tuple[str, str, str, dict[str, str]]] = []
+        """Kind, method, path with query, and headers (names in lower case) of every request."""
+        self.login: BasicLogin | BearerLogin | None = None
+        self.closing = threading.Event()
+        self._blobs: dict[str, bytes] = {}
+        self._manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
+        self._rules: list[_Rule] = []
+        self._lock = threading.Lock()
+        self._tokens: dict[str, float] = {}
+        self._signature: str | None = None
+        self._serial = 0
+        self._registry = _Server(self, storage=False)
+        self._storage = _Server(self, storage=True)
+
+    @property
+    def host(self) -> str:
+        """HOST:PORT of the registry."""
+        return f"127.0.0.1:{self._registry.server_port}"
+
+    @property
+    def storage_host(self) -> str:
+        """HOST:PORT of the storage that `redirect_blobs` sends to."""
+        return f"127.0.0.1:{self._storage.server_port}"
+
+    def __enter__(self) -> Self:
+        for server in (self._registry, self._storage):
+            server.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closing.set()
+        for server in (self._registry, self._storage):
+            server.stop()
+
+    def add_blob(self, data: bytes) -> str:
+        """Serve a blob, in every repository; its digest."""
+        name = _digest(data)
+        self._blobs[name] = data
+        return name
+
+    def add_manifest(
+        self, repository: str, data: bytes, *, tag: str | None = None, media_type: str = MANIFEST
+    ) -> str:
+        """Serve a manifest or an index by its digest, and by `tag`; its digest."""
+        name = _digest(data)
+        for target in filter(None, (name, tag)):
+            self._manifests[repository, target] = (media_type, data)
+        return name
+
+    def add_image(self, repository: str, image: Image, *, tag: str = "latest") -> str:
+        """Serve an image whole; the reference to pull."""
+        for data in image.blobs.values():
+            self.add_blob(data)
+        self.add_manifest(repository, image.manifest, tag=tag)
+        return f"{self.host}/{repository}:{tag}"
+
+    def remove_blob(self, digest: str) -> None:
+        """Serve it no longer."""
+        del self._blobs[digest]
+
+    def fail(self, kind: Kind, fault: Fault, *, times: int | None = None, path: str = "") -> None:
+        """Let the next `times` requests of a kind fail (None: all), or those alone whose path has `path`."""
+        with self._lock:
+            self._rules.append(_Rule(kind, fault, times, path))
+
+    def heal(self) -> None:
+        """Forget all rules."""
+        with self._lock:
+            self._rules.clear()
+
+    def require(self, login: BasicLogin | BearerLogin | None) -> None:
+        """Ask for authentication from now on."""
+        self.login = login
+
+    def expire_tokens(self) -> None:
+        """Refuse every token that was given so far."""
+        with self._lock:
+            self._tokens.clear()
+
+    def redirect_blobs(self) -> None:
+        """Answer requests for blobs with redirects to signed URLs on another port."""
+        self._sign_anew()
+
+    def expire_signatures(self) -> None:
+        """Refuse every URL that was signed so far."""
+        self._sign_anew()
+
+    def _sign_anew(self) -> None:
+        with self._lock:
+            self._serial += 1
+            self._signature = f"signature-{self._serial}"
+
+    def signed_location(self, path: str) -> str | None:
+        """Where to send a request for a blob; None if the registry serves it itself."""
+        with self._lock:
+            if self._signature is None:
+                return None
+            return f"http://{self.storage_host}{path}?{urlencode({'signature': self._signature})}"
+
+    def is_signed(self, query: str) -> bool:
+        """Whether a URL's signature is the one that is in force."""
+        with self._lock:
+            return parse_qs(query).get("signature") == [self._signature]
+
+    def blob(self, digest: str) -> bytes | None:
+        """A blob by digest."""
+        return self._blobs.get(digest)
+
+    def manifest(self, repository: str, target: str) -> tuple[str, bytes] | None:
+        """Media type and bytes of a manifest."""
+        return self._manifests.get((repository, target))
+
+    def count(self, kind: Kind, method: str, path: str, headers: dict[str, str]) -> Fault | None:
+        """Note a request; the fault that it is to meet."""
+        with self._lock:
+            self.requests[kind] += 1
+            self.log.append((kind, method, path, headers))
+            for rule in self._rules:
+                if rule.kind != kind or rule.path not in path or rule.left == 0:
+                    continue
+                if isinstance(rule.fault, RefuseSuffix) and not headers.get("range", "").startswith(
+                    "bytes=-"
+                ):
+                    continue
+                if rule.left is not None:
+                    rule.left -= 1
+                return rule.fault
+        return None
+
+    def add_sent(self, kind: Kind, count: int) -> None:
+        """Note bytes of a body that were sent."""
+        with self._lock:
+            self.sent[kind] += count
+
+    def add_connection(self) -> None:
+        """Note a connection that was made."""
+        with self._lock:
+            self.connections += 1
+
+    def issue_token(self, expires_in: int) -> str:
+        """A token for anything, valid for so many seconds."""
+        with self._lock:
+            self._serial += 1
+            token = f"token-{self._serial}"
+            self._tokens[token] = time.monotonic() + expires_in
+            return token
+
+    def is_authorized(self, header: str) -> bool:
+        """Whether an Authorization header opens the registry."""
+        login = self.login
+        if login is None:
+            return True
+        scheme, _, value = header.partition(" ")
+        if isinstance(login, BasicLogin):
+            return scheme == "Basic" and value == _basic(login.username, login.password)
+        with self._lock:
+            return scheme == "Bearer" and self._tokens.get(value, 0.0) > time.monotonic()
+
+    def challenge(self, repository: str) -> str:
+        """The WWW-Authenticate header of a 401."""
+        if isinstance(self.login, BasicLogin):
+            return 'Basic realm="registry"'
+        scope = f"repository:{repository}:pull"
+        return f'Bearer realm="http://{self.host}/token",service="faulty, registry",scope="{scope}"'
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False
+    block_on_close = True
+
+    def __init__(self, registry: FaultyRegistry, *, storage: bool) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.registry = registry
+        self.storage = storage
+        self._sockets: set[socket.socket] = set()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self._thread.join()
+        for connection in list(self._sockets):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        connection, address = super().get_request()
+        self._sockets.add(connection)
+        self.registry.add_connection()
+        return connection, address
+
+    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        self._sockets.discard(cast(socket.socket, request))
+        super().shutdown_request(request)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up are what this is for; nothing to print."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing is printed; requests are in `FaultyRegistry.log`."""
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def do_HEAD(self) -> None:
+        self._serve()
+
+    def do_POST(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        registry = self.server.registry
+        url = urlsplit(self.path)
+        length = int(self.headers.get("content-length", "0"))
+        form = self.rfile.read(length).decode()
+        match = re.fullmatch(r"/v2/(.+)/(manifests|blobs)/([^/]+)", url.path)
+        kind: Kind = "blob"
+        if url.path == "/token":
+            kind = "token"
+        elif self.server.storage:
+            kind = "storage"
+        elif match and match[2] == "manifests":
+            kind = "manifest"
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        fault = registry.count(kind, self.command, self.path, headers)
+        if isinstance(fault, Silence):
+            registry.closing.wait()
+            self.close_connection = True
+        elif isinstance(fault, Status | RefuseSuffix):
+            extra = fault.headers if isinstance(fault, Status) else ()
+            self._send(kind, fault.code, b"no", dict(extra))
+        elif kind == "token":
+            self._token(parse_qs(form))
+        elif match is None:
+            self._send(kind, 404, b"")
+        elif kind == "storage":
+            if registry.is_signed(url.query):
+                self._blob(kind, match[3], fault)
+            else:
+                self._send(kind, 403, b"<Error>the signature has expired</Error>")
+        elif not registry.is_authorized(self.headers.get("authorization", "")):
+            self._send(kind, 401, b"{}", {"WWW-Authenticate": registry.challenge(match[1])})
+        elif kind == "manifest":
+            self._manifest(match[1], match[3], fault)
+        else:
+            self._blob_or_redirect(url.path, match[3], fault)
+
+    def _token(self, form: dict[str, list[str]]) -> None:
+        registry = self.server.registry
+        login = registry.login
+        if not isinstance(login, BearerLogin):
+            self._send("token", 404, b"")
+            return
+        if self.command == "POST":
+            valid = form.get("refresh_token") == [login.identity_token] and login.identity_token != ""
+            key = "access_token"
+        else:
+            expected = f"Basic {_basic(login.username, login.password)}"
+            valid = not login.username or self.headers.get("authorization") == expected
+            key = "token"
+        if not valid:
+            self._send("token", 401, b"{}")
+            return
+        answer = {key: registry.issue_token(login.expires_in), "expires_in": login.expires_in}
+        self._send("token", 200, json.dumps(answer).encode())
+
+    def _manifest(self, repository: str, target: str, fault: Fault | None) -> None:
+        found = self.server.registry.manifest(repository, target)
+        if found is None:
+            self._send("manifest", 404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
+            return
+        media_type, data = found
+        headers = {"Content-Type": media_type, "Docker-Content-Digest": _digest(data)}
+        self._send("manifest", 200, data, headers, fault)
+
+    def _blob_or_redirect(self, path: str, digest: str, fault: Fault | None) -> None:
+        location = self.server.registry.signed_location(path)
+        if location is not None and fault is None:
+            self._send("blob", 307, b"elsewhere", {"Location": location})
+        else:
+            self._blob("blob", digest, fault)
+
+    def _blob(self, kind: Kind, digest: str, fault: Fault | None) -> None:
+        data = self.server.registry.blob(digest)
+        if data is None:
+            self._send(kind, 404, b'{"errors":[{"code":"BLOB_UNKNOWN"}]}')
+            return
+        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("range", ""))
+        if asked is None or isinstance(fault, IgnoreRange):
+            self._send(kind, 200, data, {}, fault)
+            return
+        if asked[1]:
+            start, end = int(asked[1]), min(len(data), int(asked[2]) + 1 if asked[2] else len(data))
+        else:
+            start, end = max(0, len(data) - int(asked[2])), len(data)
+        if start >= end:
+            self._send(kind, 416, b"", {"Content-Range": f"bytes */{len(data)}"})
+            return
+        if isinstance(fault, ShortRange):
+            end = min(end, start + fault.limit)
+        if isinstance(fault, ShiftRange):
+            start, end = start + fault.by, min(len(data), end + fault.by)
+        headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
+        self._send(kind, 206, data[start:end], headers, fault)
+
+    def _send(
+        self,
+        kind: Kind,
+        status: int,
+        data: bytes,
+        headers: dict[str, str] | None = None,
+        fault: Fault | None = None,
+    ) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if isinstance(fault, WrongBytes):
+            data = bytes(255 - byte for byte in data)
+        stop = min(len(data), fault.after) if isinstance(fault, Drop | Truncate) else len(data)
+        started = time.monotonic()
+        for position in range(0, stop, _BLOCK):
+            block = data[position : min(stop, position + _BLOCK)]
+            if isinstance(fault, Throttle):
+                due = started + (position + len(block)) / fault.bytes_per_second
+                if self.server.registry.closing.wait(max(0.0, due - time.monotonic())):
+                    break
+            self.wfile.write(block)
+            self.server.registry.add_sent(kind, len(block))
+        if isinstance(fault, Drop | Truncate):
+            self.close_connection = True
+            if isinstance(fault, Drop):
+                # What was sent must arrive: a reset throws away what the client's kernel has not yet taken.
+                time.sleep(0.05)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _basic(username: str, password: str) -> str:
+    return base64.b64encode(f"{username}:{password}".encode()).decode()

@@ -1,0 +1,1 @@
+"""Tests of the fetcher package; they mirror its modules."""

@@ -1,0 +1,1 @@
+"""Tests against real containerd, runc, overlayfs, FUSE and a real registry."""

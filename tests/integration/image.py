@@ -1,0 +1,123 @@
+"""The real image in three forms, built once and cached: `python -m tests.integration.image`.
+
+| form | made by |
+|---|---|
+| plain | recipe.py, ordinary tar+gzip layers |
+| estargz | Debian's `ctr-remote images convert --estargz` |
+| optimized | Debian's `ctr-remote images optimize`, which watches WORKLOAD run and writes landmarks |
+
+Each is an OCI layout in a directory of the cache entry, whose name has a hash of all that makes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tests.integration import recipe
+from tests.integration.harness import Containerd, call
+from tests.integration.layout import Layout
+
+FORMS: Final = ("plain", "estargz", "optimized")
+
+_NAME = "layergate.test/python"
+_SOURCES = ("image.py", "layout.py", "recipe.py")
+
+
+@dataclass(frozen=True, slots=True)
+class RealImage:
+    """The directory of each form's OCI layout."""
+
+    plain: str
+    estargz: str
+    optimized: str
+
+
+def real_image(say: Callable[[str], None] | None = None) -> RealImage:
+    """The image from the cache, built first where it is not there; needs root and takes minutes then.
+
+    `say` is told of each step. Of several callers at a time one builds and the others wait.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    images = os.path.join(cache, "layergate", "images")
+    entry = os.path.join(images, f"python-{_recipe_hash()}")
+    os.makedirs(images, exist_ok=True)
+    with open(f"{entry}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.isdir(entry):
+            with tempfile.TemporaryDirectory(prefix="building-", dir=images) as directory:
+                finished = os.path.join(directory, "finished")
+                os.mkdir(finished)
+                _build(directory, finished, say or (lambda _: None))
+                os.rename(finished, entry)
+    return RealImage(*(os.path.join(entry, form) for form in FORMS))
+
+
+def _build(directory: str, finished: str, say: Callable[[str], None]) -> None:
+    root = os.path.join(directory, "root")
+    os.mkdir(root, 0o755)
+    layout = Layout(os.path.join(finished, "plain"), root)
+    for step in recipe.STEPS:
+        started = time.monotonic()
+        step.run(root)
+        entries = layout.commit(opaque=step.opaque)
+        say(f"layer {step.title}: {entries:,} entries, {time.monotonic() - started:.0f} s")
+    layout.finish(_name("plain"), {"Env": recipe.ENVIRONMENT, "Cmd": recipe.COMMAND})
+    shutil.rmtree(root)
+    # Not below `directory`: a socket's path has to be short.
+    with tempfile.TemporaryDirectory(prefix="layergate-") as short, Containerd(short) as containerd:
+        archive = os.path.join(directory, "archive.tar")
+        call(["tar", "--create", f"--file={archive}", f"--directory={finished}/plain", "."])
+        containerd.ctr("images", "import", archive)
+        convert = ["convert", "--estargz", "--oci"]
+        # The period bounds the watching; it ends when the workload does.
+        optimize = [
+            "optimize",
+            "--oci",
+            "--period=30",
+            f"--entrypoint={json.dumps(recipe.COMMAND)}",
+            "--args=[]",
+        ]
+        for form, command in (("estargz", convert), ("optimized", optimize)):
+            started = time.monotonic()
+            containerd.ctr("images", *command, _name("plain"), _name(form), program="ctr-remote", timeout=600)
+            containerd.ctr("images", "export", "--skip-manifest-json", archive, _name(form))
+            with tarfile.open(archive) as exported:
+                exported.extractall(os.path.join(finished, form), filter="data")
+            say(f"{form}: {time.monotonic() - started:.0f} s")
+
+
+def _name(form: str) -> str:
+    return f"{_NAME}:{form}"
+
+
+def _recipe_hash() -> str:
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        with open(os.path.join(os.path.dirname(__file__), name), "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def main() -> None:
+    """Build it and print where it is."""
+
+    def say(line: str) -> None:
+        sys.stderr.write(f"image: {line}\n")
+
+    image = real_image(say)
+    sys.stdout.write(f"{image.plain}\n{image.estargz}\n{image.optimized}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""A directory to mount in, and a node of lazy layers in it; nothing stays mounted, whatever a test does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from mounter.mountinfo import mounts_below
+from mounter.syscalls import detach
+from tests.mounter.mounts import LazyNode
+
+
+@pytest.fixture
+def scratch() -> Iterator[str]:
+    directory = os.path.realpath(tempfile.mkdtemp(prefix="layergate-test-"))
+    try:
+        yield directory
+    finally:
+        for mount in reversed(mounts_below(directory)):
+            detach(mount.target)
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def node(scratch: str) -> LazyNode:
+    return LazyNode(scratch)
