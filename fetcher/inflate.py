@@ -18,7 +18,7 @@ def inflate(member: bytes | memoryview, limit: int) -> bytes:
     """
     try:
         return isal_zlib.decompressobj(31).decompress(member, limit)
-    except isal_zlib.error as error:
+    except isal_zlib.IsalError as error:  # type: ignore[misc] # isal's stubs call the class an instance
         raise FormatError(f"not a gzip member: {error}") from error
 
 
@@ -40,7 +40,7 @@ class MemberInflater:
         while self._left and not self._object.eof:
             try:
                 out = self._object.decompress(pending, min(self._left, _SLICE))
-            except isal_zlib.error as error:
+            except isal_zlib.IsalError as error:  # type: ignore[misc] # isal's stubs call the class an instance
                 raise FormatError(f"not a gzip member: {error}") from error
             if not out:
                 return

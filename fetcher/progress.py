@@ -34,8 +34,8 @@ class Field(enum.IntEnum):
     FETCHED_ON_DEMAND = 9
     RATE = 10
     """Bytes a second of the running stream, smoothed."""
-    REQUESTS_STREAM = 11
-    REQUESTS_ON_DEMAND = 12
+    REQUESTS = 11
+    """HTTP requests made to stream the layer."""
 
 
 class Progress:

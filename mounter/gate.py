@@ -107,7 +107,7 @@ class Gate(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """The attributes of a file's node; directories of the gate have made-up ones."""
         if inode == pyfuse3.ROOT_INODE:
-            return directory_attributes(inode)
+            return root_attributes()
         known = self._inodes[inode]
         return directory_attributes(inode) if known.node is None else node_attributes(inode, known.node)
 
@@ -218,6 +218,13 @@ def directory_attributes(inode: int) -> pyfuse3.EntryAttributes:
     attributes.st_mode = stat.S_IFDIR | 0o755
     attributes.st_nlink = 2
     attributes.entry_timeout = attributes.attr_timeout = FOREVER
+    return attributes
+
+
+def root_attributes() -> pyfuse3.EntryAttributes:
+    """The mount's root; not kept by the kernel, so that a stat of it tells whether anybody is there."""
+    attributes = directory_attributes(pyfuse3.ROOT_INODE)
+    attributes.attr_timeout = 0
     return attributes
 
 

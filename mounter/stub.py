@@ -21,7 +21,7 @@ from fetcher.nodes import Kind, Node
 from fetcher.store import KEY_LENGTH
 from mounter.answers import answered
 from mounter.files import OpenFiles
-from mounter.gate import directory_attributes, no_blocks, node_attributes
+from mounter.gate import directory_attributes, no_blocks, node_attributes, root_attributes
 from mounter.loaded import LoadedLayer
 from mounter.ondemand import OnDemand
 
@@ -74,7 +74,9 @@ class Stub(pyfuse3.Operations):
     @answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """The attributes of a node."""
-        if inode == pyfuse3.ROOT_INODE or _place(inode) == _TOP:
+        if inode == pyfuse3.ROOT_INODE:
+            return root_attributes()
+        if _place(inode) == _TOP:
             return directory_attributes(inode)
         layer = await self._layer(inode)
         return self._attributes(layer, _node(layer, inode))

@@ -9,7 +9,7 @@ import msgspec
 
 from fetcher.errors import FetchError
 from fetcher.manifest import Platform
-from snapshotter.images import Images
+from snapshotter.lazy import LazyLowers
 from snapshotter.proto import admin_pb2 as pb
 from snapshotter.proto.admin_pb2_grpc import AdminServicer, add_AdminServicer_to_server
 from snapshotter.status import StatusReader
@@ -20,8 +20,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]  # its messages differ from call t
 class AdminService(AdminServicer):
     """layergate.v1.Admin; translates, decides nothing."""
 
-    def __init__(self, images: Images, status: StatusReader) -> None:
-        self._images = images
+    def __init__(self, lazy: LazyLowers, status: StatusReader) -> None:
+        self._lazy = lazy
         self._status = status
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -36,7 +36,7 @@ class AdminService(AdminServicer):
         """Begin opening the image's layers; answers how many may be lazy, without waiting for them."""
         platform = Platform.parse(request.platform) if request.platform else Platform.host()
         try:
-            count = await self._images.open_image(
+            count = await self._lazy.announce(
                 request.reference, request.manifest_digest, platform, plain_http=request.plain_http
             )
         except FetchError as error:

@@ -79,6 +79,13 @@ class Gates:
             assert self._gate is not None
             return self._gate
 
+    async def prepare(self) -> None:
+        """Start the mounter ahead of need; a failure shows when it is needed."""
+        try:
+            await self.current()
+        except Unavailable as error:
+            log.warning("mounter_not_started", error=str(error))
+
     async def warm(self, layers: list[str]) -> None:
         """Have the trees of layers loaded that are about to be mounted; a failure costs time only."""
         if self._mounter is not None:

@@ -29,6 +29,7 @@ import structlog
 from anyio import to_thread
 
 from fetcher.errors import FetchError, InvalidReference, NotEstargz
+from fetcher.manifest import Platform
 from fetcher.store import LayerStore
 from mounter.errors import MounterError
 from mounter.lowers import (
@@ -88,7 +89,7 @@ class LazyLowers:
     async def open_layer(self, labels: Mapping[str, str]) -> str | None:
         """Open the layer that the labels describe, up to META; its key, None if it cannot be lazy."""
         settings = self._config.lazy
-        if not settings.enabled or not self._gates.possible():
+        if not self._possible():
             return None
         try:
             wanted = remote_layer(labels)
@@ -110,6 +111,17 @@ class LazyLowers:
             log.warning("layer_not_lazy", digest=wanted.digest, image=wanted.reference, error=str(error))
             return None
         return layer
+
+    async def announce(
+        self, reference: str, manifest_digest: str, platform: Platform, *, plain_http: bool
+    ) -> int:
+        """An image is about to be pulled: open its layers; how many may be lazy. Raises FetchError."""
+        if not self._possible():
+            return 0
+        return await self._images.open_image(reference, manifest_digest, platform, plain_http=plain_http)
+
+    def _possible(self) -> bool:
+        return self._config.lazy.enabled and self._gates.possible()
 
     async def lowerdirs(self, key: str, chain: Sequence[Link]) -> Lowerdirs:
         """Native directories where layers are complete, a lazy lower for the rest. Raises Unavailable."""

@@ -53,7 +53,12 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
         ):
             gates = Gates(store.root, config)
             streams = LayerStreams(store, config, completed=lambda layer: lazy.layer_completed(layer))
-            images = Images(store, sources, tasks, opened=streams.want)
+
+            def opened(layer: str) -> None:
+                streams.want(layer)
+                tasks.start_soon(gates.prepare)
+
+            images = Images(store, sources, tasks, opened=opened)
             lazy = LazyLowers(store, config, images=images, streams=streams, gates=gates)
             snapshotter = Snapshotter(Path(store.root), metadata, lazy)
 
@@ -73,7 +78,7 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             credentials = docker_config_path(config.credentials.docker_config)
             tasks.start_soon(watch_config, config_path or DEFAULT_CONFIG, [credentials], apply)
             service = SnapshotsService(snapshotter)
-            admin = AdminService(images, StatusReader(store, streams, gates, requests))
+            admin = AdminService(lazy, StatusReader(store, streams, gates, requests))
             async with serve_grpc(
                 address,
                 service.register,

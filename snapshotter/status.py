@@ -122,11 +122,15 @@ class StatusReader:
             ),
             on_demand=_on_demand(counters, mounter.latency if mounter else Latency()),
             fetched_bytes=fetched,
-            requests=dict(self._requests) | requests,
+            requests={
+                **self._requests,
+                "stream": requests,
+                "on_demand": counters.requests,
+            },
             mounter=MounterProcess(mounter.pid, mounter.mode, mounter.generation) if mounter else None,
         )
 
-    def _layers(self) -> tuple[list[LayerStatus], FetchedBytes, dict[str, int]]:
+    def _layers(self) -> tuple[list[LayerStatus], FetchedBytes, int]:
         layers: list[LayerStatus] = []
         sums: Counter[Field] = Counter()
         for layer in self._store.layers():
@@ -158,8 +162,4 @@ class StatusReader:
             on_demand=sums[Field.FETCHED_ON_DEMAND],
             background=sums[Field.FETCHED_BACKGROUND],
         )
-        requests = {
-            "stream": sums[Field.REQUESTS_STREAM],
-            "on_demand": sums[Field.REQUESTS_ON_DEMAND],
-        }
-        return layers, fetched, requests
+        return layers, fetched, sums[Field.REQUESTS]

@@ -157,7 +157,13 @@ class _Worker:
     async def _bring(self, plain: PlainLayer, progress: Progress) -> None:
         landmark = plain.tree.landmark or 0
         progress[Field.FILES_TOTAL] = sum(1 for _ in plain.tree.regular_files())
-        async with BlobSources(self._task.registry, receive_buffer=_RECEIVE_BUFFER) as sources:
+
+        def count_request(_kind: str) -> None:
+            progress.add(Field.REQUESTS, 1)
+
+        async with BlobSources(
+            self._task.registry, receive_buffer=_RECEIVE_BUFFER, on_request=count_request
+        ) as sources:
             if landmark:
                 await self._stream(sources, plain, progress, Field.FETCHED_PREFETCH, 0, landmark, _go_on)
             _report(self._pipe, Prefetched())

@@ -101,7 +101,8 @@ class FarRegistry:
             if 'msg="authorizing request"' in line:  # once a request, when it comes in
                 method = re.search(r"http\.request\.method=(\S+)", line)
                 uri = re.search(r'http\.request\.uri="?([^" ]+)', line)
-                assert method and uri, line
+                assert method is not None, line
+                assert uri is not None, line
                 found.append(f"{method[1]} {uri[1]}")
         return found
 

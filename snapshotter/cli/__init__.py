@@ -62,11 +62,11 @@ def main() -> None:
         sys.exit(130)
     except Exception as raised:
         # The one place where errors meet people: ours as a line, anything else as the defect it is.
-        error = sole_cause(raised)
-        if "--verbose" in sys.argv[1:] or not is_ours(error):
+        cause = sole_cause(raised)
+        if "--verbose" in sys.argv[1:] or not is_ours(cause):
             raise
-        click.echo(f"layergate: {error}", err=True)
-        sys.exit(exit_code(error))
+        click.echo(f"layergate: {cause}", err=True)
+        sys.exit(exit_code(cause))
     sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -64,7 +64,7 @@ class LiveProgress:
     def state(self, number: int, state: LayerState) -> None:
         """See `PullProgress.state`."""
         self._progress.update(self._tasks[number], state=state.value)
-        if state in (LayerState.UNPACKING, LayerState.UNPACKED):
+        if state in (LayerState.DOWNLOADED, LayerState.UNPACKING):
             self.received(number, self._sizes[number])
 
     def received(self, number: int, done: int) -> None:

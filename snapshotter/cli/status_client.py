@@ -15,7 +15,8 @@ def read_status(address: str) -> bytes:
     """The status as JSON. Raises ServeUnreachable if nobody answers on the socket."""
     with grpc.insecure_channel(f"unix:{address}") as channel:
         try:
-            reply = AdminStub(channel).Status(pb.StatusRequest(), timeout=_ANSWER_SECONDS)
+            stub = AdminStub(channel)  # type: ignore[no-untyped-call]
+            reply = stub.Status(pb.StatusRequest(), timeout=_ANSWER_SECONDS)
         except grpc.RpcError as error:
             raise ServeUnreachable(
                 f"layergate serve does not answer on {address}: "

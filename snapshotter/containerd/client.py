@@ -47,14 +47,26 @@ _LEASES = "containerd.services.leases.v1.Leases"
 _SNAPSHOTS = "containerd.services.snapshots.v1.Snapshots"
 _VERSION = "containerd.services.version.v1.Version"
 
+RECONNECT_SECONDS = 4.0
+"""containerd waits up to 3 before it dials a snapshotter's socket again."""
+
+_RECONNECT_POLL = 0.2  # seconds
 _ANSWER_LIMIT = 10.0  # seconds, for calls that touch no layer
 
 
-class ContainerdClient:
-    """containerd in one namespace. Every method may raise ContainerdUnreachable and ContainerdRefused."""
+class _SnapshotRequest(Message, Protocol):
+    snapshotter: str
 
-    def __init__(self, channel: ContainerdChannel) -> None:
+
+class ContainerdClient:
+    """containerd in one namespace. Every method may raise ContainerdUnreachable and ContainerdRefused.
+
+    `patience` is how many seconds a call goes on trying while containerd cannot reach its snapshotter.
+    """
+
+    def __init__(self, channel: ContainerdChannel, *, patience: float) -> None:
         self._channel = channel
+        self._patience = patience
 
     @property
     def address(self) -> str:
@@ -108,7 +120,7 @@ class ContainerdClient:
             action="create a lease",
         )
         try:
-            yield ContainerdClient(self._channel.bound(lease))
+            yield ContainerdClient(self._channel.bound(lease), patience=self._patience)
         finally:
             # It expires by itself, so a failure to delete it must not hide how the block ended.
             with anyio.move_on_after(_ANSWER_LIMIT, shield=True), suppress(ContainerdError):
@@ -245,16 +257,15 @@ class ContainerdClient:
 
     async def stat_snapshot(self, snapshotter: str, key: str) -> SnapshotInfo | None:
         """The snapshot of that name or key, or None. Raises SnapshotterUnreachable."""
-        with _snapshotter_answers(snapshotter):
-            try:
-                answer = await self._channel.unary(
-                    f"{_SNAPSHOTS}/Stat",
-                    snapshots_pb2.StatSnapshotRequest(snapshotter=snapshotter, key=key),
-                    snapshots_pb2.StatSnapshotResponse,
-                    action=f"look up snapshot {key}",
-                )
-            except ContainerdNotFound:
-                return None
+        try:
+            answer = await self._snapshots(
+                "Stat",
+                snapshots_pb2.StatSnapshotRequest(snapshotter=snapshotter, key=key),
+                snapshots_pb2.StatSnapshotResponse,
+                action=f"look up snapshot {key}",
+            )
+        except ContainerdNotFound:
+            return None
         info = answer.info
         return SnapshotInfo(info.name, info.parent, SnapshotKind(info.kind), dict(info.labels))
 
@@ -266,15 +277,14 @@ class ContainerdClient:
         Raises ContainerdAlreadyExists when a snapshotter made the whole snapshot itself, by the
         label `containerd.io/snapshot.ref`, and SnapshotterUnreachable.
         """
-        with _snapshotter_answers(snapshotter):
-            answer = await self._channel.unary(
-                f"{_SNAPSHOTS}/Prepare",
-                snapshots_pb2.PrepareSnapshotRequest(
-                    snapshotter=snapshotter, key=key, parent=parent, labels=labels
-                ),
-                snapshots_pb2.PrepareSnapshotResponse,
-                action=f"prepare snapshot {key}",
-            )
+        answer = await self._snapshots(
+            "Prepare",
+            snapshots_pb2.PrepareSnapshotRequest(
+                snapshotter=snapshotter, key=key, parent=parent, labels=labels
+            ),
+            snapshots_pb2.PrepareSnapshotResponse,
+            action=f"prepare snapshot {key}",
+        )
         return tuple(
             Mount(mount.type, mount.source, mount.target, tuple(mount.options)) for mount in answer.mounts
         )
@@ -284,25 +294,39 @@ class ContainerdClient:
 
         Raises ContainerdAlreadyExists where `name` is taken, and SnapshotterUnreachable.
         """
-        with _snapshotter_answers(snapshotter):
-            await self._channel.unary(
-                f"{_SNAPSHOTS}/Commit",
-                snapshots_pb2.CommitSnapshotRequest(
-                    snapshotter=snapshotter, key=key, name=name, labels=labels
-                ),
-                empty_pb2.Empty,
-                action=f"commit snapshot {name}",
-            )
+        await self._snapshots(
+            "Commit",
+            snapshots_pb2.CommitSnapshotRequest(snapshotter=snapshotter, key=key, name=name, labels=labels),
+            empty_pb2.Empty,
+            action=f"commit snapshot {name}",
+        )
 
     async def remove_snapshot(self, snapshotter: str, key: str) -> None:
         """Remove a snapshot; one that is gone already is no error. Raises SnapshotterUnreachable."""
-        with _snapshotter_answers(snapshotter), suppress(ContainerdNotFound):
-            await self._channel.unary(
-                f"{_SNAPSHOTS}/Remove",
+        with suppress(ContainerdNotFound):
+            await self._snapshots(
+                "Remove",
                 snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key),
                 empty_pb2.Empty,
                 action=f"remove snapshot {key}",
             )
+
+    async def _snapshots(
+        self, method: str, request: _SnapshotRequest, response: type[ResponseT], *, action: str
+    ) -> ResponseT:
+        """A call that containerd passes on to a snapshotter, which may just have been restarted."""
+        deadline = anyio.current_time() + self._patience
+        while True:
+            try:
+                return await self._channel.unary(
+                    f"{_SNAPSHOTS}/{method}", request, response, action=action
+                )
+            except ContainerdRefused as error:
+                if error.code != "UNAVAILABLE":
+                    raise
+                if anyio.current_time() > deadline:
+                    raise SnapshotterUnreachable(request.snapshotter, details=error.details) from error
+                await anyio.sleep(_RECONNECT_POLL)
 
     # Diffs
 
@@ -324,13 +348,15 @@ class ContainerdClient:
 
 
 @asynccontextmanager
-async def connect(address: str, namespace: str) -> AsyncIterator[ContainerdClient]:
+async def connect(
+    address: str, namespace: str, *, patience: float = RECONNECT_SECONDS
+) -> AsyncIterator[ContainerdClient]:
     """A client of the containerd at the socket `address`, after a first answer from it.
 
     Raises ContainerdUnreachable.
     """
     async with open_channel(address, namespace) as channel:
-        client = ContainerdClient(channel)
+        client = ContainerdClient(channel, patience=patience)
         await client.version()
         yield client
 
@@ -342,14 +368,3 @@ def _descriptor(descriptor: Descriptor) -> descriptor_pb2.Descriptor:
         size=descriptor.size,
         annotations=descriptor.annotations,
     )
-
-
-@contextmanager
-def _snapshotter_answers(snapshotter: str) -> Iterator[None]:
-    """containerd answers UNAVAILABLE for a proxy plugin whose socket is dead."""
-    try:
-        yield
-    except ContainerdRefused as error:
-        if error.code == "UNAVAILABLE":
-            raise SnapshotterUnreachable(snapshotter, details=error.details) from error
-        raise

@@ -16,6 +16,7 @@ class LayerState(enum.Enum):
     WAITING = "waiting"
     OPENING = "opening"
     DOWNLOADING = "downloading"
+    DOWNLOADED = "downloaded"
     UNPACKING = "unpacking"
     LAZY = "lazy"
     UNPACKED = "unpacked"

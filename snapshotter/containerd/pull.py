@@ -27,7 +27,6 @@ from snapshotter.containerd.errors import (
     ContainerdAlreadyExists,
     ContainerdError,
     ContainerdRefused,
-    SnapshotterUnreachable,
 )
 from snapshotter.containerd.image import PullableImage, WrongLayer
 from snapshotter.containerd.labels import (
@@ -47,8 +46,6 @@ DOWNLOADS_AT_ONCE = 3
 
 _PREPARE_ATTEMPTS = 3  # as many as containerd's own unpacker makes
 _CLEANUP_LIMIT = 10.0  # seconds for what must be done after a failure or a cancellation
-_RECONNECT_LIMIT = 4.0  # seconds: containerd waits up to 3 before it dials a restarted snapshotter again
-_POLL = 0.2  # seconds between attempts meanwhile
 
 # Snapshotters that are built into containerd: none of them makes a layer by itself.
 _ORDINARY = frozenset({"overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"})
@@ -83,9 +80,10 @@ async def pull_image(
 ) -> PullResult:
     """Pull `image` into the client's namespace and onto `snapshotter`.
 
+    `snapshotter` is one that containerd has (`ContainerdClient.require_snapshotter`).
+
     Raises ContainerdError, WrongLayer, and what `image.open_layer` raises.
     """
-    await client.require_snapshotter(snapshotter)
     progress.layers(image.layers)
     async with client.leased(LEASE_SECONDS) as leased:
         pull = _Pull(leased, image, snapshotter, progress)
@@ -177,16 +175,10 @@ class _Pull:
             annotations=image.layers[number].annotations,
         )
         parent = self._chain[number - 1] if number else ""
-        deadline = anyio.current_time() + _RECONNECT_LIMIT
-        while True:
-            try:
-                return await self._client.prepare(self._snapshotter, key, parent, labels)
-            except ContainerdAlreadyExists:
-                return None
-            except SnapshotterUnreachable:
-                if anyio.current_time() > deadline:
-                    raise
-                await anyio.sleep(_POLL)
+        try:
+            return await self._client.prepare(self._snapshotter, key, parent, labels)
+        except ContainerdAlreadyExists:
+            return None
 
     async def _unpack(self, number: int, key: str, mounts: tuple[Mount, ...]) -> None:
         """Download, unpack and commit a layer that the snapshotter does not make by itself."""
@@ -237,7 +229,12 @@ class _Pull:
                 self.downloads.start(layer.digest)
 
     async def _download(self, digest: str) -> None:
-        numbers = [number for number, layer in enumerate(self._image.layers) if layer.digest == digest]
+        # An image may have a layer more than once, one of them with a snapshot already.
+        numbers = [
+            number
+            for number, layer in enumerate(self._image.layers)
+            if layer.digest == digest and self.states[number] in (LayerState.WAITING, LayerState.OPENING)
+        ]
         for number in numbers:
             self._enter(number, LayerState.DOWNLOADING)
 
@@ -246,6 +243,8 @@ class _Pull:
                 self._progress.received(number, done)
 
         await self.blobs.store_layer(self._image.layers[numbers[0]], received)
+        for number in numbers:
+            self._enter(number, LayerState.DOWNLOADED)
 
     # The image record
 

@@ -40,7 +40,6 @@ LARGE_FILE: Final = "srv/data/large.txt"
 LARGE_SIZE: Final = 40 << 20
 
 _PACKAGES = "usr/local/lib/python3.11/dist-packages"
-_DEFAULT_MIRROR = "http://deb.debian.org/debian"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ STEPS: Final = (
 
 
 def debian_mirror() -> str:
-    """The mirror from which this machine's apt takes SUITE, or Debian's own."""
+    """The mirror from which this machine's apt takes SUITE; raises LookupError."""
     targets = call(
         ["apt-get", "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(CREATED_BY) $(REPO_URI)"]
     )
@@ -157,7 +156,7 @@ def debian_mirror() -> str:
         codename, component, created_by, mirror = line.split(" ", 3)
         if (codename, component, created_by) == (SUITE, "main", "Packages"):
             return mirror
-    return _DEFAULT_MIRROR
+    raise LookupError(f"no apt source of this machine has {SUITE} main: add one to build the image from")
 
 
 def _isolated(command: list[str]) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
+import anyio
 import msgspec
 
+from fetcher.blob import FileBlob
+from fetcher.opening import open_layer
 from fetcher.plain import PlainLayer
-from fetcher.store import FileSource, LayerRecord, LayerStore
+from fetcher.store import FileSource, LayerStore
 from mounter.client import Mounter, MounterUnreachable
 from mounter.control import Status
 from mounter.lowers import Meta, mount_lazy_lower
@@ -86,15 +88,19 @@ class GateNode:
         path = os.path.join(self.blobs, layer.digest.partition(":")[2])
         with open(path, "wb") as blob:
             blob.write(layer.blob)
-        record = LayerRecord(
-            digest=layer.digest,
-            toc_digest=layer.toc_digest,
-            size=len(layer.blob),
-            toc_offset=layer.toc_offset,
-            sources=[FileSource(path)],
-            images=["image"],
-        )
-        key = self.store.add(record, layer.toc_json)
+
+        async def opened() -> str:
+            return await open_layer(
+                self.store,
+                FileBlob(path),
+                digest=layer.digest,
+                size=len(layer.blob),
+                promised_toc_digest=layer.toc_digest,
+                source=FileSource(path),
+                image="image",
+            )
+
+        key = anyio.run(opened)
         ensure_meta(self.root, key, self.store.tree(key))
         return key
 
@@ -112,14 +118,15 @@ class GateNode:
         generation = self.mounter.status().generation
         return self.container_on(mount_lazy_lower(self.root, [Meta(layer) for layer in layers], generation))
 
-    def container_on(self, lower: str) -> str:
+    def container_on(self, *lower: str) -> str:
+        """Mount a container on lower directories, the uppermost first; gives its root."""
         self._containers += 1
         directory = f"{self.root}/../container-{self._containers}"
         merged, upper, work = (os.path.normpath(f"{directory}-{part}") for part in ("merged", "upper", "work"))
         for path in (merged, upper, work):
             os.mkdir(path)
         options = {"upperdir": upper, "workdir": work, "xino": "on"}
-        mount_overlay(merged, lower=[lower], options=options, read_only=False)
+        mount_overlay(merged, lower=lower, options=options, read_only=False)
         return merged
 
     def fault(self, name: str, content: str = "") -> None:
@@ -157,7 +164,3 @@ def drop_caches() -> None:
     """Have the kernel forget pages, dentries and inodes that nobody uses."""
     with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
         file.write("3")
-
-
-def names_of_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate()]

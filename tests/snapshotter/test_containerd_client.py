@@ -36,7 +36,7 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
 
 def ask(containerd: Containerd, question: Callable[[ContainerdClient], Awaitable[ResultT]]) -> ResultT:
     async def asked() -> ResultT:
-        async with connect(containerd.address, "test") as client, client.leased(60) as leased:
+        async with connect(containerd.address, "test", patience=0.5) as client, client.leased(60) as leased:
             return await question(leased)
 
     return asyncio.run(asked())

@@ -25,7 +25,9 @@ from tests.snapshotter.pull_images import pullable, shell, tar_of, text_layer
 
 pytestmark = pytest.mark.containerd
 
-EXISTS, LAZY, UNPACKED = LayerState.EXISTS, LayerState.LAZY, LayerState.UNPACKED
+DOWNLOADING, DOWNLOADED = LayerState.DOWNLOADING, LayerState.DOWNLOADED
+UNPACKING, UNPACKED = LayerState.UNPACKING, LayerState.UNPACKED
+EXISTS, LAZY = LayerState.EXISTS, LayerState.LAZY
 REF = "containerd.io/snapshot.ref"
 PREFIX = "containerd.io/snapshot/"
 
@@ -161,6 +163,7 @@ def test_an_ordinary_pull_leaves_what_containerds_own_leaves(
     assert result.states == (UNPACKED, UNPACKED, UNPACKED)
     assert result.downloaded == sum(len(layer.blob) for layer in image.layers)
     assert node.watcher.bytes == {number: len(layer.blob) for number, layer in enumerate(image.layers)}
+    assert node.watcher.states[0] == [DOWNLOADING, DOWNLOADED, UNPACKING, UNPACKED]
     assert node.announced == []
 
     other = Node(node.containerd, node.proxy, f"{node.namespace}-own")
@@ -273,6 +276,13 @@ def test_a_layer_that_occurs_twice_is_downloaded_once(node: Node, request: pytes
     result = node.pull(pullable(oci.image([layer, other, layer]), "example.org/repeated:1"))
     assert result.states == (UNPACKED, UNPACKED, UNPACKED)
     assert result.downloaded == len(layer.blob) + len(other.blob)
+
+
+def test_a_layer_again_on_top_of_itself(node: Node, request: pytest.FixtureRequest) -> None:
+    layer, other = two_texts(request, lazy=(False, False))
+    node.pull(pullable(oci.image([layer, other]), "example.org/once:1"))
+    again = node.pull(pullable(oci.image([layer, other, layer]), "example.org/again:1"))
+    assert (again.states, again.downloaded) == ((EXISTS, EXISTS, UNPACKED), 0)
 
 
 def test_the_same_image_on_two_snapshotters_is_kept_on_both(
