@@ -291,6 +291,7 @@ class OnDemand:
                     await _feed(partial, part, reader)
                 for index in part.indexes:
                     partial.arrivals.pop(index).settled.set()
+            await reader.finish()
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
@@ -365,3 +366,8 @@ class _Blocks:
         joined = parts[0] if len(parts) == 1 else b"".join(parts)
         self._rest = joined[count:]
         return joined[:count]
+
+    async def finish(self) -> None:
+        """Read to the end, or the connection would not be used again."""
+        async for block in self._blocks:
+            self._came(len(block))

@@ -7,7 +7,7 @@ time. When containerd comes to the next layer, it is here already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,7 +22,7 @@ from fetcher.manifest import Platform, ResolvedImage
 from fetcher.opening import open_layer
 from fetcher.reference import parse_reference
 from fetcher.sources import BlobSources
-from fetcher.store import LayerStore, RegistrySource, layer_key
+from fetcher.store import LayerRecord, LayerStore, RegistrySource, layer_key
 from snapshotter.remote import RemoteLayer
 
 log = structlog.get_logger("layergate.images")
@@ -59,9 +59,7 @@ class Images:
         if wanted.toc_digest is not None:
             layer = layer_key(wanted.digest, wanted.toc_digest)
             if await to_thread.run_sync(self._store.exists, layer):
-                await to_thread.run_sync(
-                    self._store.add_sources, layer, [RegistrySource(wanted.reference)], [wanted.reference]
-                )
+                await to_thread.run_sync(self._add_source, layer, wanted.reference)
                 return layer
         opening = self._openings.get((wanted.digest, wanted.toc_digest))
         if opening is None:
@@ -79,6 +77,11 @@ class Images:
         source = RegistrySource(reference, plain_http)
         image = await self._manifest(source, manifest_digest, platform)
         return self._start_all(source, image)
+
+    def _add_source(self, layer: str, reference: str) -> None:
+        """Remember that the layer is in this image too; how its registry is spoken to, if known, stays."""
+        if reference not in (source.reference for source in _registry_sources(self._store.record(layer))):
+            self._store.add_sources(layer, [RegistrySource(reference)], [reference])
 
     async def _open_image(self, wanted: RemoteLayer) -> int | None:
         """Begin opening the image that `wanted` belongs to; the layer's size, None if that is not known."""
@@ -171,3 +174,7 @@ class Images:
         finally:
             opening.done.set()
             del self._openings[digest, toc_digest]
+
+
+def _registry_sources(record: LayerRecord) -> Iterator[RegistrySource]:
+    return (source for source in record.sources if isinstance(source, RegistrySource))

@@ -90,7 +90,7 @@ def _measure(work: str, link_name: str, runs: int, *, reads: bool) -> Results:
             subjects={form: Subject(form, len(one.layers), one.size) for form, one in pushed.items()},
             overlayfs=overlayfs,
             lazy=lazy,
-            reads=bench.reads(pushed["optimized"], 2 * runs + 1) if reads else [],
+            reads=bench.reads(pushed["optimized"], pushed["plain"], 2 * runs + 1) if reads else [],
         )
 
 
@@ -110,15 +110,16 @@ class _Bench:
         with fresh_file_system(f"{self._work}/fs") as directory, engines.lazy(directory) as engine:
             return self._pull(number, engine, image)
 
-    def reads(self, image: PushedImage, passes: int) -> list[Reading]:
+    def reads(self, image: PushedImage, plain: PushedImage, passes: int) -> list[Reading]:
         with fresh_file_system(f"{self._work}/fs") as directory, engines.lazy(directory) as engine:
-            return compare_reads(engine, image, self._work, passes=passes)
+            return compare_reads(engine, image, plain, self._work, passes=passes)
 
     def _pull(self, number: int, engine: engines.Engine, image: PushedImage) -> Pull:
         pull = cold_start(engine, image, self._link, self._registry)
         _say(
             f"run {number}, {engine.snapshotter}, {image.reference.rpartition(':')[2]}: "
-            f"pulled {pull.pulled:.2f} s, first output {pull.first_output:.2f} s, complete {pull.complete:.2f} s, "
+            f"pulled {pull.pulled:.2f} s, first output {pull.first_output:.2f} s, "
+            f"complete {pull.complete:.2f} s, "
             f"CPU {pull.cpu_to_complete:.2f} s"
         )
         return pull

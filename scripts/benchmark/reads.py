@@ -27,15 +27,21 @@ class Reading:
     layergate: list[float]
 
 
-def compare_reads(engine: Lazy, image: PushedImage, work: str, *, passes: int) -> list[Reading]:
-    """Pull `image` both ways into one containerd, and walk both trees in turn."""
+def compare_reads(
+    engine: Lazy, image: PushedImage, plain: PushedImage, work: str, *, passes: int
+) -> list[Reading]:
+    """Pull both into one containerd, and walk both trees in turn.
+
+    `plain` goes onto overlayfs: it has the same tree, while an eStargz form unpacked has its table
+    of contents and landmarks in it too.
+    """
     ordinary = Overlayfs(engine.containerd, engine.group)
-    for one in (ordinary, engine):
-        call(one.pull_command(image.reference))
+    call(ordinary.pull_command(plain.reference))
+    call(engine.pull_command(image.reference))
     engine.wait_until_complete(image)
     program = compiled("readtree", work)
     with (
-        engine.containerd.container(image.reference) as native,
+        engine.containerd.container(plain.reference) as native,
         engine.containerd.container(image.reference, snapshotter=engine.snapshotter) as ours,
     ):
         return [_compare(program, kind, cache, native, ours, passes) for kind, cache in _WALKS]

@@ -12,8 +12,6 @@ from typing import Final
 
 import click
 
-from snapshotter.cli.exit_codes import exit_code, is_ours, sole_cause
-
 COMMANDS: Final = {
     "doctor": "Say whether this host can pull lazily, and what to do if not.",
     "pull": "Pull an image through containerd; returns before its layers are here.",
@@ -62,6 +60,9 @@ def main() -> None:
         sys.exit(130)
     except Exception as raised:
         # The one place where errors meet people: ours as a line, anything else as the defect it is.
+        # Imported here, as it takes every package's exceptions along, and commands should start fast.
+        from snapshotter.cli.exit_codes import exit_code, is_ours, sole_cause
+
         cause = sole_cause(raised)
         if "--verbose" in sys.argv[1:] or not is_ours(cause):
             raise

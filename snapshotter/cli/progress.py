@@ -35,14 +35,10 @@ class PlainProgress:
 
     def state(self, number: int, state: LayerState) -> None:
         """See `PullProgress.state`."""
-        self.note(f"{self._names[number]}: {state.value}")
+        print(f"{self._names[number]}: {state.value}", file=self._out, flush=True)
 
     def received(self, number: int, done: int) -> None:
         """Nothing: a line for every block would bury the rest."""
-
-    def note(self, text: str) -> None:
-        """See `PullProgress.note`."""
-        print(text, file=self._out, flush=True)
 
 
 class LiveProgress:
@@ -70,10 +66,6 @@ class LiveProgress:
     def received(self, number: int, done: int) -> None:
         """See `PullProgress.received`."""
         self._progress.update(self._tasks[number], completed=done)
-
-    def note(self, text: str) -> None:
-        """See `PullProgress.note`."""
-        self._progress.console.print(text, markup=False, highlight=False)
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 from google.protobuf import empty_pb2, field_mask_pb2
 
-from snapshotter.containerd.channel import ContainerdChannel, open_channel
+from snapshotter.containerd.channel import ContainerdChannel, ResponseT, open_channel
 from snapshotter.containerd.errors import (
     ContainerdAlreadyExists,
     ContainerdError,
@@ -54,8 +54,12 @@ _RECONNECT_POLL = 0.2  # seconds
 _ANSWER_LIMIT = 10.0  # seconds, for calls that touch no layer
 
 
-class _SnapshotRequest(Message, Protocol):
-    snapshotter: str
+_SnapshotRequest = (
+    snapshots_pb2.CommitSnapshotRequest
+    | snapshots_pb2.PrepareSnapshotRequest
+    | snapshots_pb2.RemoveSnapshotRequest
+    | snapshots_pb2.StatSnapshotRequest
+)
 
 
 class ContainerdClient:
@@ -318,9 +322,7 @@ class ContainerdClient:
         deadline = anyio.current_time() + self._patience
         while True:
             try:
-                return await self._channel.unary(
-                    f"{_SNAPSHOTS}/{method}", request, response, action=action
-                )
+                return await self._channel.unary(f"{_SNAPSHOTS}/{method}", request, response, action=action)
             except ContainerdRefused as error:
                 if error.code != "UNAVAILABLE":
                     raise

@@ -34,6 +34,3 @@ class PullProgress(Protocol):
 
     def received(self, number: int, done: int) -> None:
         """Bytes of a layer's blob that are here, those from before included."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line, before or beside the layers."""

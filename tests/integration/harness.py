@@ -376,6 +376,7 @@ class Layergate:
     def pull(self, containerd: Containerd, reference: str, *, snapshotter: str = "layergate") -> str:
         """`layergate pull` into that containerd; what it prints."""
         options = ["--containerd", containerd.address, "--snapshotter", snapshotter, "--plain-http"]
+        options += ["--address", self.socket]
         return self.command("pull", *options, reference)
 
     def status(self) -> dict[str, object]:

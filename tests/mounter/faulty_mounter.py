@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import anyio
 import msgspec
@@ -39,9 +39,10 @@ class FaultyBlob(FileBlob):
     async def stream(self, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
         with open(os.path.join(self._faults, "requests"), "a", encoding="ascii") as log:
             log.write(f"{start} {end}\n")
-        yield self._faulty(start, end)
+        async with aclosing(self._faulty(start, end)) as blocks:
+            yield blocks
 
-    async def _faulty(self, start: int, end: int) -> AsyncIterator[bytes]:
+    async def _faulty(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         size = 1 << 16
         if self._is("block"):
             with open(os.path.join(self._faults, "block"), encoding="ascii") as file:

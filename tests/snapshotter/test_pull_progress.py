@@ -14,7 +14,6 @@ LAYERS = [Descriptor("layer", f"sha256:{digit * 64}", size) for digit, size in (
 
 
 def follow(progress: PullProgress) -> None:
-    progress.note("hello")
     progress.layers(LAYERS)
     progress.state(0, LayerState.LAZY)
     progress.state(1, LayerState.DOWNLOADING)
@@ -25,7 +24,6 @@ def test_plain_progress_is_one_line_a_change() -> None:
     out = io.StringIO()
     follow(PlainProgress(out))
     assert out.getvalue().splitlines() == [
-        "hello",
         "layer 1/2 aaaaaaaaaaaa (1.5 MB): lazy",
         "layer 2/2 bbbbbbbbbbbb (0.0 MB): downloading",
     ]

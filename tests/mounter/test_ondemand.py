@@ -1,0 +1,498 @@
+"""Fetching on demand, over blobs in memory and without FUSE."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import pytest
+
+from fetcher.demand import Demand
+from fetcher.errors import FetchError, RegistryNotFound, RegistryUnreachable, StoreError, VerificationError
+from fetcher.progress import Field
+from fetcher.store import FileSource, LayerRecord, LayerStore, Source
+from mounter.counters import Counters, Histogram
+from mounter.link import LinkEstimate, RequestTimer
+from mounter.loaded import LoadedLayer
+from mounter.ondemand import OnDemand, TooSlow
+from mounter.partial import members, runs
+from mounter.settings import MounterSettings
+from tests.estargz import Layer, build, file
+
+NOISE: Final = random.Random(5).randbytes(500_000)
+FILES: Final = {"small": b"small file\n", "empty": b"", "pieces": NOISE, "last": NOISE[:3000]}
+
+
+class MemoryBlob:
+    """A blob whose streams a test can hold, fail and falsify."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.asked: list[tuple[int, int]] = []
+        self.running = 0
+        self.most = 0
+        self.gate = anyio.Event()
+        self.gate.set()
+        self.error: FetchError | None = None
+        self.fail_after = 0
+
+    @asynccontextmanager
+    async def stream(self, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.asked.append((start, end))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            async with aclosing(self._blocks(start, end)) as blocks:
+                yield blocks
+        finally:
+            self.running -= 1
+
+    async def _blocks(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
+        sent = 0
+        for position in range(start, end, 10_000):
+            await self.gate.wait()
+            if self.error is not None and sent >= self.fail_after:
+                raise self.error
+            block = self.data[position : min(position + 10_000, end)]
+            sent += len(block)
+            yield block
+
+    async def read(self, start: int, end: int) -> bytes:
+        async with self.stream(start, end) as blocks:
+            return b"".join([block async for block in blocks])
+
+    async def tail(self, length: int) -> tuple[bytes, int]:
+        return self.data[-length:], len(self.data)
+
+
+class Bench:
+    """A store with one layer in it, and an OnDemand that reads from blobs by the path of their source."""
+
+    def __init__(self, root: Path, settings: MounterSettings, layer: Layer) -> None:
+        self.store = LayerStore(str(root))
+        self.settings = settings
+        self.blobs = {"a": MemoryBlob(layer.blob), "b": MemoryBlob(layer.blob)}
+        toc_offset = layer.blob.rindex(b"\x1f\x8b\x08", 0, len(layer.blob) - 51)
+        record = LayerRecord(
+            digest=layer.digest,
+            toc_digest=layer.toc_digest,
+            size=len(layer.blob),
+            toc_offset=toc_offset,
+            sources=[FileSource("a")],
+            images=[],
+        )
+        self.key = self.store.add(record, layer.toc_json)
+        self.demand = Demand(self.store.root)
+
+    @property
+    def blob(self) -> MemoryBlob:
+        return self.blobs["a"]
+
+    async def open_blob(self, source: Source, record: LayerRecord) -> MemoryBlob:
+        assert isinstance(source, FileSource)
+        return self.blobs[source.path]
+
+    def plain(self, path: str) -> bytes:
+        with open(os.path.join(self.store.fs(self.key), path), "rb") as opened:
+            return opened.read()
+
+    def run(self, scenario: Callable[[OnDemand, LoadedLayer], Awaitable[None]]) -> None:
+        async def running() -> None:
+            async with anyio.create_task_group() as tasks:
+                ondemand = OnDemand(self.store, self.open_blob, self.settings, tasks, Counters())
+                await scenario(ondemand, await ondemand.layers.get(self.key))
+                tasks.cancel_scope.cancel()
+
+        anyio.run(running, backend="trio")
+
+
+def bench(
+    root: Path, *, chunk_size: int = 100_000, min_chunk_size: int = 0, settings: MounterSettings | None = None
+) -> Bench:
+    layer = build(
+        [file(name, content) for name, content in FILES.items()],
+        chunk_size=chunk_size,
+        min_chunk_size=min_chunk_size,
+    )
+    return Bench(root, settings or MounterSettings(wait_seconds=30), layer)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_comes_whole_and_verified(tmp_path: Path, name: str) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        await ondemand.fetch(loaded, loaded.tree.nodes[name])
+        await ondemand.fetch(loaded, loaded.tree.nodes[name])
+        assert ondemand.counters.fetches == 1
+        assert ondemand.counters.fetched_bytes == sum(end - start for start, end in node.blob.asked)
+        assert loaded.progress[Field.FETCHED_ON_DEMAND] == ondemand.counters.fetched_bytes
+
+    node.run(scenario)
+    assert node.plain(name) == FILES[name]
+    assert len(node.blob.asked) == (1 if FILES[name] else 0), "neighbouring chunks in one request"
+
+
+@pytest.mark.parametrize("min_chunk_size", [0, 1 << 30])
+def test_members_that_are_shared_or_streamed(tmp_path: Path, min_chunk_size: int) -> None:
+    node = bench(tmp_path, min_chunk_size=min_chunk_size)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        async with anyio.create_task_group() as tasks:
+            for name in FILES:
+                tasks.start_soon(ondemand.fetch, loaded, loaded.tree.nodes[name])
+
+    node.run(scenario)
+    assert {name: node.plain(name) for name in FILES} == FILES
+
+
+def test_however_many_ask_a_file_is_fetched_once(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        node.blob.gate = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(ondemand.fetch, loaded, loaded.tree.nodes["pieces"])
+            await anyio.wait_all_tasks_blocked()
+            assert node.demand.busy(), "background streams are asked to pause"
+            node.blob.gate.set()
+        assert not node.demand.busy()
+        assert ondemand.latency.snapshot().count == 50
+
+    node.run(scenario)
+    assert len(node.blob.asked) == 1
+    assert node.plain("pieces") == NOISE
+
+
+def test_requests_are_bounded(tmp_path: Path) -> None:
+    layer = build([file(f"f{number}", bytes([number]) * 100) for number in range(30)])
+    node = Bench(tmp_path, MounterSettings(concurrent_requests=3), layer)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        async with anyio.create_task_group() as tasks:
+            for child in loaded.tree.regular_files():
+                tasks.start_soon(ondemand.fetch, loaded, child)
+
+    node.run(scenario)
+    assert len(node.blob.asked) == 30
+    assert node.blob.most == 3
+
+
+def test_a_waiter_that_gives_up_does_not_stop_the_fetch(tmp_path: Path) -> None:
+    node = bench(tmp_path, settings=MounterSettings(wait_seconds=0.05))
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        node.blob.gate = anyio.Event()
+        with pytest.raises(TooSlow, match="small"):
+            await ondemand.fetch(loaded, loaded.tree.nodes["small"])
+        assert ondemand.counters.fetch_failures == 1
+        node.blob.gate.set()
+        with anyio.fail_after(30):
+            while not loaded.plain.has(loaded.tree.nodes["small"]):
+                await anyio.sleep(0.01)
+
+    node.run(scenario)
+    assert len(node.blob.asked) == 1
+
+
+def test_wrong_bytes_are_refused_and_the_next_source_asked(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+    node.store.add_sources(node.key, [FileSource("b")], [])
+    falsified = bytearray(node.blob.data)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        chunk = loaded.tree.nodes["pieces"].chunks[3]
+        falsified[(chunk.offset + chunk.end) // 2] ^= 1
+        node.blobs["b"].data = bytes(falsified)
+        await ondemand.fetch(loaded, loaded.tree.nodes["pieces"])
+        assert node.blobs["a"].asked == [(chunk.offset, loaded.tree.nodes["pieces"].chunks[-1].end)]
+        await ondemand.fetch(loaded, loaded.tree.nodes["small"])
+        assert len(node.blobs["a"].asked) == 2, "the source that served comes first from then on"
+
+    node.run(scenario)
+    assert node.plain("pieces") == NOISE
+
+
+def test_a_chunk_that_is_here_outlives_what_another_source_says_of_it(tmp_path: Path) -> None:
+    """One member, too large to hold: its first source fails half-way, the second has a wrong beginning."""
+    noise = random.Random(6).randbytes(4_000_000)
+    layer = build(
+        [file("zeros", bytes(40_000_000)), file("pieces", noise)], chunk_size=500_000, min_chunk_size=1 << 30
+    )
+    node = Bench(tmp_path, MounterSettings(), layer)
+    node.store.add_sources(node.key, [FileSource("a"), FileSource("b")], [])
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces = loaded.tree.nodes["pieces"]
+        first = layer.blob.index(noise[100_000:100_100])
+        falsified = bytearray(layer.blob)
+        falsified[first] ^= 1
+        node.blobs["b"].data = bytes(falsified)
+        node.blobs["a"].error = RegistryUnreachable("unplugged", host="registry.test")
+        node.blobs["a"].fail_after = 2_500_000
+        await ondemand.fetch(loaded, pieces)
+        assert len(node.blobs["a"].asked) == len(node.blobs["b"].asked) == 1
+
+    node.run(scenario)
+    assert node.plain("pieces") == noise
+
+
+def test_a_new_source_in_the_record_is_found_after_a_failure(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        node.blob.error = RegistryNotFound("gone", host="registry.test")
+        with pytest.raises(RegistryNotFound):
+            await ondemand.fetch(loaded, loaded.tree.nodes["small"])
+        node.store.add_sources(node.key, [FileSource("b")], [])
+        await ondemand.fetch(loaded, loaded.tree.nodes["small"])
+
+    node.run(scenario)
+    assert node.plain("small") == FILES["small"]
+
+
+def test_a_patient_fetch_outlasts_a_failure_that_passes(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        node.blob.error = RegistryUnreachable("unplugged", host="registry.test")
+        with pytest.raises(RegistryUnreachable):
+            await ondemand.fetch(loaded, loaded.tree.nodes["small"])
+        async with anyio.create_task_group() as tasks:
+
+            async def fetch() -> None:
+                await ondemand.fetch(loaded, loaded.tree.nodes["small"], patient=True)
+
+            tasks.start_soon(fetch)
+            while len(node.blob.asked) < 3:
+                await anyio.sleep(0.01)
+            node.blob.error = None
+
+    node.run(scenario)
+    assert node.plain("small") == FILES["small"]
+
+
+def test_a_failure_that_stays_is_not_waited_for(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        node.blob.data = bytes(len(node.blob.data))
+        with pytest.raises(FetchError):
+            await ondemand.fetch(loaded, loaded.tree.nodes["small"], patient=True)
+
+    node.run(scenario)
+    assert len(node.blob.asked) == 1
+
+
+def test_what_came_before_a_failure_is_not_fetched_again(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces = loaded.tree.nodes["pieces"]
+        node.blob.error = RegistryUnreachable("unplugged", host="registry.test")
+        node.blob.fail_after = 250_000
+        with pytest.raises(RegistryUnreachable):
+            await ondemand.fetch(loaded, pieces)
+        node.blob.error = None
+        await ondemand.fetch(loaded, pieces)
+        assert node.blob.asked[1] == (pieces.chunks[2].offset, pieces.chunks[-1].end)
+
+    node.run(scenario)
+    assert node.plain("pieces") == NOISE
+
+
+def test_bring_fetches_what_is_wanted_and_a_window_ahead(tmp_path: Path) -> None:
+    node = bench(tmp_path, chunk_size=20_000)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces = loaded.tree.nodes["pieces"]
+        with ondemand.using(loaded, pieces) as partial:
+            assert await ondemand.bring(loaded, partial, range(7, 8))
+            assert node.blob.asked == [(pieces.chunks[7].offset, pieces.chunks[7].end)]
+            assert partial.has([7])
+            assert os.pread(partial.fd, 20_000, 140_000) == NOISE[140_000:160_000]
+            assert await ondemand.bring(loaded, partial, range(9, 10), ahead=50_000)
+            assert node.blob.asked[1] == (pieces.chunks[9].offset, pieces.chunks[12].end)
+            assert await ondemand.bring(loaded, partial, range(0, 25))
+            assert not partial.arrivals
+        assert sum(end - start for start, end in node.blob.asked) == sum(
+            chunk.end - chunk.offset for chunk in pieces.chunks
+        )
+
+    node.run(scenario)
+    assert node.plain("pieces") == NOISE
+
+
+def test_bring_says_when_the_file_has_come_another_way(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces = loaded.tree.nodes["pieces"]
+        node.blob.gate = anyio.Event()
+        loaded.plain.write(pieces, NOISE)
+        with ondemand.using(loaded, pieces) as partial:
+            assert not await ondemand.bring(loaded, partial, range(0, 1))
+
+    node.run(scenario)
+    assert node.blob.asked == []
+
+
+def test_bring_gives_up_when_nothing_comes(tmp_path: Path) -> None:
+    node = bench(tmp_path, settings=MounterSettings(wait_seconds=0.05))
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces = loaded.tree.nodes["pieces"]
+        node.blob.gate = anyio.Event()
+        with ondemand.using(loaded, pieces) as partial, pytest.raises(TooSlow):
+            await ondemand.bring(loaded, partial, range(0, 1))
+
+    node.run(scenario)
+
+
+def test_the_stream_that_is_about_to_bring_a_file_is_waited_for(tmp_path: Path) -> None:
+    node = bench(tmp_path, settings=MounterSettings(assumed_round_trip=60))
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        small = loaded.tree.nodes["small"]
+        loaded.progress[Field.POSITION] = 0
+        loaded.progress[Field.STOP] = loaded.tree.end
+        loaded.progress[Field.RATE] = max(1, small.chunks[0].end // 30)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ondemand.fetch, loaded, small)
+            await anyio.sleep(0.05)
+            assert not node.demand.busy(), "the stream must not be made to pause"
+            loaded.plain.write(small, FILES["small"])
+        assert ondemand.counters.streamed == 1
+
+    node.run(scenario)
+    assert node.blob.asked == []
+
+
+@pytest.mark.parametrize("rate", [0, 1])
+def test_a_stream_that_would_take_longer_is_not_waited_for(tmp_path: Path, rate: int) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        loaded.progress[Field.STOP] = loaded.tree.end
+        loaded.progress[Field.RATE] = rate
+        await ondemand.fetch(loaded, loaded.tree.nodes["last"])
+
+    node.run(scenario)
+    assert len(node.blob.asked) == 1
+
+
+def test_a_stream_that_died_is_waited_for_no_longer_than_it_promised(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        loaded.progress[Field.STOP] = loaded.tree.end
+        loaded.progress[Field.RATE] = 1 << 40
+        await ondemand.fetch(loaded, loaded.tree.nodes["last"])
+        assert ondemand.counters.streamed == 0
+
+    node.run(scenario)
+    assert len(node.blob.asked) == 1
+
+
+def test_large_is_what_would_take_too_long(tmp_path: Path) -> None:
+    settings = MounterSettings(assumed_bandwidth=100_000, large_file_seconds=2)
+    node = bench(tmp_path, settings=settings)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces = loaded.tree.nodes["pieces"]
+        assert ondemand.is_large(loaded, pieces)
+        assert not ondemand.is_large(loaded, loaded.tree.nodes["last"])
+        loaded.progress[Field.STOP] = loaded.tree.end
+        loaded.progress[Field.RATE] = 1_000_000
+        assert not ondemand.is_large(loaded, pieces), "the running stream shows what the link can do"
+        loaded.progress[Field.STOP] = 0
+        with ondemand.using(loaded, pieces) as partial:
+            await ondemand.bring(loaded, partial, range(0, 4))
+            ondemand.link.bandwidth = 100_000
+            assert not ondemand.is_large(loaded, pieces), "what is here already does not count"
+
+    node.run(scenario)
+
+
+def test_trees_and_halves_of_files_are_given_up_when_nobody_uses_them(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces = loaded.tree.nodes["pieces"]
+        with ondemand.using(loaded, pieces) as partial:
+            await ondemand.bring(loaded, partial, range(0, 1))
+            await ondemand.layers.sweep(0)
+            assert ondemand.layers.partial_files() == 1
+        node.store.mark_complete(node.key)
+        await anyio.sleep(0.01)
+        await ondemand.layers.sweep(0)
+        assert (ondemand.layers.partial_files(), len(ondemand.layers)) == (0, 0)
+        again = await ondemand.layers.get(node.key)
+        assert again is not loaded
+        await ondemand.fetch(again, again.tree.nodes["pieces"])
+
+    node.run(scenario)
+    assert node.plain("pieces") == NOISE
+
+
+def test_a_layer_that_is_not_here_cannot_be_loaded(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        with pytest.raises(StoreError):
+            await ondemand.layers.get("a" * 20)
+
+    node.run(scenario)
+
+
+def test_a_damaged_layer_is_not_believed(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+    path = os.path.join(node.store.directory(node.key), "toc.json")
+    with open(path, "ab") as toc:
+        toc.write(b" ")
+
+    async def scenario() -> None:
+        async with anyio.create_task_group() as tasks:
+            ondemand = OnDemand(node.store, node.open_blob, node.settings, tasks, Counters())
+            with pytest.raises(VerificationError):
+                await ondemand.layers.get(node.key)
+
+    anyio.run(scenario, backend="trio")
+
+
+def test_chunks_become_runs_of_members(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+    pieces = node.store.tree(node.key).nodes["pieces"]
+    found = runs(members(pieces, [4, 0, 1]))
+    assert [[part.indexes for part in run] for run in found] == [[(0,), (1,)], [(4,)]]
+    assert found[0][0].end == found[0][1].offset == pieces.chunks[1].offset
+
+
+def test_the_estimate_follows_the_link() -> None:
+    link = LinkEstimate(bandwidth=1.0, round_trip=9.0)
+    timer = RequestTimer(link, 100.0)
+    timer.block(500_000, 100.02)
+    assert link.round_trip == pytest.approx(0.02)
+    assert link.bandwidth == 1.0, "what came with the first byte says nothing"
+    timer.block(1_000_000, 100.12)
+    assert link.bandwidth == pytest.approx(10_000_000)
+    timer.block(1_000_000, 100.32)
+    assert 5_000_000 < link.bandwidth < 10_000_000
+
+
+def test_percentiles_are_close_and_never_below() -> None:
+    histogram = Histogram()
+    assert histogram.snapshot().p99 == 0
+    for number in range(1, 1001):
+        histogram.add(number / 1000)
+    latency = histogram.snapshot()
+    assert (latency.count, latency.max) == (1000, 1.0)
+    assert latency.sum == pytest.approx(500.5)
+    assert 0.5 <= latency.p50 <= 0.71
+    assert 0.99 <= latency.p99 <= 1.0

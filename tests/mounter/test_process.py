@@ -1,0 +1,233 @@
+"""The mounter as a process: how it starts, what it survives, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+import pytest
+
+import mounter
+from mounter.client import Mounter, MounterRefused, MounterUnreachable, connect, start_mounter
+from mounter.control import PROTOCOL, socket_path
+from mounter.lowers import lazy_lowers, release_lazy_lower
+from mounter.mountinfo import is_mount_point, read_mounts
+from mounter.probe import Mode
+from mounter.settings import MounterSettings
+from mounter.syscalls import detach, mount
+from tests.estargz import file
+from tests.mounter.gate_node import GateNode, read, until
+
+pytestmark = pytest.mark.root
+
+PACKAGES: Final = os.path.dirname(os.path.dirname(os.path.abspath(mounter.__file__)))
+STARTER: Final = """
+import sys, time
+from mounter.client import start_mounter
+from mounter.probe import Mode
+from mounter.settings import MounterSettings
+start_mounter(sys.argv[1], MounterSettings(), Mode.GATE)
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def root(scratch: str) -> Iterator[str]:
+    """A root whose mounter, if the test started one, is killed at the end."""
+    directory = os.path.join(scratch, "root")
+    pids: list[int] = []
+    try:
+        yield directory
+    finally:
+        with suppress(MounterUnreachable):
+            pids.append(Mounter(directory).status().pid)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid: not alive(pid), "the end of the mounter")  # type: ignore[misc]
+
+
+@pytest.fixture
+def node(scratch: str) -> Iterator[GateNode]:
+    node = GateNode(scratch)
+    try:
+        yield node
+    finally:
+        node.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] != b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def gate_mounts(root: str) -> int:
+    gate = os.path.join(os.path.realpath(root), "gate")
+    return sum(entry.target == gate for entry in read_mounts())
+
+
+def test_a_mounter_starts_answers_and_stops(root: str) -> None:
+    started = start_mounter(root, MounterSettings(), Mode.GATE)
+    status = started.status()
+    assert (status.protocol, status.mode) == (PROTOCOL, "gate")
+    assert len(status.generation) == 16
+    assert os.stat(socket_path(root)).st_mode & 0o777 == 0o600
+    assert gate_mounts(root) == 1
+    entry = next(entry for entry in read_mounts() if entry.target == os.path.join(root, "gate"))
+    assert (entry.fstype, entry.source) == ("fuse.layergate", "layergate")
+    assert entry.read_only
+    assert os.getsid(status.pid) == status.pid
+    assert "oom_score_adj" not in read(root, "mounter.log").decode()
+    assert read(f"/proc/{status.pid}/oom_score_adj").strip() == b"-500"
+    assert connect(root).status().pid == status.pid
+    started.stop()
+    until(lambda: not alive(status.pid), "the end")
+    assert gate_mounts(root) == 0
+    assert not os.path.exists(socket_path(root))
+    with pytest.raises(MounterUnreachable):
+        started.status()
+
+
+def test_only_one_runs_for_a_root(root: str) -> None:
+    first = start_mounter(root, MounterSettings(), Mode.GATE)
+    with pytest.raises(MounterRefused, match="another mounter holds"):
+        start_mounter(root, MounterSettings(), Mode.GATE)
+    assert gate_mounts(root) == 1
+    assert first.status().mode == "gate"
+
+
+def test_a_start_that_fails_says_why(scratch: str) -> None:
+    path = os.path.join(scratch, "occupied")
+    with open(path, "wb"):
+        pass
+    with pytest.raises(MounterRefused, match=r"did not come up: .*(File exists|Not a directory)"):
+        start_mounter(path, MounterSettings(), Mode.GATE)
+
+
+def test_it_survives_its_starter(root: str) -> None:
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, root], stdout=subprocess.PIPE, cwd=PACKAGES, start_new_session=True
+    )
+    try:
+        assert starter.stdout is not None
+        with starter.stdout as said:
+            assert said.readline() == b"started\n"
+        os.killpg(starter.pid, signal.SIGKILL)
+    finally:
+        starter.kill()
+        starter.wait()
+    status = connect(root).status()
+    assert alive(status.pid)
+    assert os.path.realpath(f"/proc/{status.pid}/cwd") == "/"
+    assert os.readlink(f"/proc/{status.pid}/fd/0") == "/dev/null"
+    assert os.readlink(f"/proc/{status.pid}/fd/2") == os.path.join(root, "mounter.log")
+
+
+def test_what_a_killed_one_left_is_cleared_away(root: str) -> None:
+    first = start_mounter(root, MounterSettings(), Mode.GATE).status()
+    os.kill(first.pid, signal.SIGKILL)
+    until(lambda: not alive(first.pid), "the end")
+    assert gate_mounts(root) == 1, "left mounted, and dead"
+    with pytest.raises(OSError, match="not connected"):
+        os.stat(os.path.join(root, "gate"))
+    second = start_mounter(root, MounterSettings(), Mode.GATE).status()
+    assert second.generation != first.generation
+    assert gate_mounts(root) == 1
+    assert os.listdir(os.path.join(root, "gate")) == []
+
+
+def test_settings_reach_a_running_one(node: GateNode) -> None:
+    node.start(settings=MounterSettings(wait_seconds=600))
+    layer = node.add([file("one", b"1")])
+    container = node.container(layer)
+    node.fault("hold")
+    node.mounter.configure(MounterSettings(wait_seconds=0.2))
+    with pytest.raises(OSError, match="Input/output error"):
+        read(container, "one")
+
+
+def test_trees_can_be_loaded_beforehand(node: GateNode) -> None:
+    node.start()
+    layer = node.add([file("one", b"1")])
+    node.mounter.warm([layer])
+    assert node.mounter.status().loaded_layers == 1
+    with pytest.raises(MounterRefused, match="cannot read"):
+        node.mounter.warm(["b" * 20])
+
+
+@pytest.mark.parametrize("how", ["retire", "SIGTERM", "SIGINT", "SIGHUP"])
+def test_retired_it_ends_when_nobody_uses_the_gate_any_more(node: GateNode, how: str) -> None:
+    pid = node.start().pid
+    layer = node.add([file("one", b"1"), file("two", b"2")])
+    container = node.container(layer)
+    retire(node, how, pid)
+    until(lambda: gate_mounts(node.root) == 0, "the gate to be given up")
+    assert read(container, "one") == b"1", "what runs on it goes on"
+    with pytest.raises(MounterUnreachable):
+        node.mounter.status()
+    successor = node.start()
+    assert successor.pid != pid
+    assert read(container, "two") == b"2", "still by the old one"
+    assert successor.counters.lookups_file == node.mounter.status().counters.lookups_file == 0
+    assert read(node.container(layer), "two") == b"2"
+    assert alive(pid)
+    old, new = sorted(lazy_lowers(node.root), key=lambda lazy: lazy.generation == successor.generation)
+    assert new.generation == successor.generation
+    detach(container)
+    release_lazy_lower(node.root, old.id)
+    until(lambda: not alive(pid), "the end of the retired one")
+    assert node.mounter.status().pid == successor.pid
+    assert is_mount_point(new.path)
+
+
+def retire(node: GateNode, how: str, pid: int) -> None:
+    if how == "retire":
+        node.mounter.retire()
+    else:
+        os.kill(pid, signal.Signals[how])
+
+
+def test_retired_with_nobody_on_it_it_ends_at_once(root: str) -> None:
+    started = start_mounter(root, MounterSettings(), Mode.STUB)
+    pid = started.status().pid
+    started.retire()
+    until(lambda: not alive(pid), "the end")
+    assert start_mounter(root, MounterSettings(), Mode.GATE).status().mode == "gate"
+
+
+def test_a_line_that_is_no_request_is_answered(root: str) -> None:
+    import socket
+
+    start_mounter(root, MounterSettings(), Mode.GATE)
+    with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rb") as lines:
+        connection.connect(socket_path(root))
+        connection.sendall(b"what?\n" + b'{"type": "status"}\n')
+        assert b'"failed"' in lines.readline()
+        assert b'"generation"' in lines.readline()
+
+
+def test_the_log_stays_small(node: GateNode) -> None:
+    node.start(settings=MounterSettings(log_limit=4096))
+    for _ in range(100):
+        node.mounter.configure(MounterSettings(log_limit=4096))
+    assert 0 < os.path.getsize(os.path.join(node.root, "mounter.log")) <= 4096
+    assert 0 < os.path.getsize(os.path.join(node.root, "mounter.log.1")) <= 4096
+    assert b"configured" in read(node.root, "mounter.log")
+
+
+def test_something_else_mounted_on_the_gate_is_left_alone(root: str) -> None:
+    gate = os.path.join(root, "gate")
+    os.makedirs(gate)
+    mount("mine", gate, "tmpfs")
+    started = start_mounter(root, MounterSettings(), Mode.GATE)
+    assert gate_mounts(root) == 2
+    started.stop()
+    until(lambda: gate_mounts(root) == 1, "the gate to go")
