@@ -34,7 +34,7 @@ _DEFAULT_LIFETIME: Final = 60.0
 _RENEWAL_SHARE: Final = 0.9
 _ANSWER_LIMIT: Final = 1 << 20
 
-_SCHEME: Final = re.compile(r"[ ,]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?: +|$)(?!=)")
+_SCHEME: Final = re.compile(r"[ ,]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?: +(?!=)|$|(?=,))")
 _PARAMETER: Final = re.compile(r'[ ,]*([A-Za-z0-9_.-]+) *= *(?:"((?:[^"\\]|\\.)*)"|([^ ,"]+))')
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 

@@ -125,7 +125,7 @@ class RegistryBlob:
             )
         if answer.status == 206:
             served = parse_content_range(answer.headers.get("content-range", ""))
-            if served is None or served.start != start or served.end > end:
+            if served is None or served.start != start:
                 raise self._subject.protocol_error(
                     f"it does not send the bytes {start} to {end} that were asked for"
                 )

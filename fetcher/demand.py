@@ -12,7 +12,6 @@ import contextlib
 import enum
 import mmap
 import os
-import struct
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -20,8 +19,8 @@ from typing import Final
 HOLD_SECONDS: Final = 1.0
 """How long one mark lasts; refresh it more often than that while work goes on."""
 
-_SLOT = struct.Struct("<Q")
-_SLOTS = struct.Struct("<8Q")
+_HOLD = int(HOLD_SECONDS * 1e9)
+SLOTS: Final = 8
 
 
 class Slot(enum.IntEnum):
@@ -38,18 +37,19 @@ class Demand:
         fd = os.open(os.path.join(root, "demand"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # Not ftruncate: a write to a mapped hole is a SIGBUS where the disk is full.
-            os.posix_fallocate(fd, 0, _SLOTS.size)
-            self._map = mmap.mmap(fd, _SLOTS.size)
+            os.posix_fallocate(fd, 0, SLOTS * 8)
+            # One store a mark; struct.pack_into clears the bytes first, and a reader may see that.
+            self._deadlines = memoryview(mmap.mmap(fd, SLOTS * 8)).cast("Q")
         finally:
             os.close(fd)
 
     def mark(self, slot: Slot) -> None:
         """Say that `slot` has foreground work for the next HOLD_SECONDS."""
-        _SLOT.pack_into(self._map, slot * 8, time.monotonic_ns() + int(HOLD_SECONDS * 1e9))
+        self._deadlines[slot] = time.monotonic_ns() + _HOLD
 
     def clear(self, slot: Slot) -> None:
         """Say that `slot` has none any more."""
-        _SLOT.pack_into(self._map, slot * 8, 0)
+        self._deadlines[slot] = 0
 
     @contextlib.contextmanager
     def held(self, slot: Slot) -> Iterator[None]:
@@ -63,4 +63,5 @@ class Demand:
     def busy(self) -> bool:
         """Whether any foreground work is going on."""
         now = time.monotonic_ns()
-        return any(deadline > now for deadline in _SLOTS.unpack_from(self._map))
+        # One that is further off was marked before the machine started anew, and the clock with it.
+        return any(now < deadline <= now + _HOLD for deadline in self._deadlines)

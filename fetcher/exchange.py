@@ -168,10 +168,7 @@ def _redirected(subject: Subject, response: httpx.Response) -> httpx.URL:
     """Where a redirect leads; raises RegistryProtocolError for a place that we do not go to."""
     origin = response.request.url
     location = response.headers.get("location", "")
-    try:
-        url = origin.join(location)
-    except httpx.InvalidURL as error:
-        raise subject.protocol_error(f"{subject.party(origin)} redirects to what is no URL") from error
+    url = origin.join(location)  # httpx has seen to it that it can be parsed
     if not location or url.scheme not in ("http", "https") or not url.host:
         raise subject.protocol_error(f"{subject.party(origin)} redirects to what is no HTTP URL")
     if "https" in (origin.scheme, subject.endpoint.scheme) and url.scheme != "https":

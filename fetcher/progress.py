@@ -10,10 +10,8 @@ from __future__ import annotations
 import enum
 import mmap
 import os
-import struct
 from typing import Final
 
-_U64 = struct.Struct("<Q")
 FIELDS: Final = 16
 
 
@@ -47,14 +45,16 @@ class Progress:
             # Not ftruncate: a write to a mapped hole is a SIGBUS where the disk is full.
             os.posix_fallocate(fd, 0, FIELDS * 8)
             self._map = mmap.mmap(fd, FIELDS * 8)
+            # One store a value; struct.pack_into clears the bytes first, and a reader may see that.
+            self._values = memoryview(self._map).cast("Q")
         finally:
             os.close(fd)
 
     def __getitem__(self, field: Field) -> int:
-        return int(_U64.unpack_from(self._map, field * 8)[0])
+        return self._values[field]
 
     def __setitem__(self, field: Field, value: int) -> None:
-        _U64.pack_into(self._map, field * 8, value)
+        self._values[field] = value
 
     def add(self, field: Field, value: int) -> None:
         """Add to a field of which this process is the writer."""
@@ -62,4 +62,5 @@ class Progress:
 
     def close(self) -> None:
         """Unmap; the counters stay in the file."""
+        self._values.release()
         self._map.close()

@@ -67,7 +67,7 @@ def parse_reference(text: str) -> Reference:
     repository, colon, tag = path.partition(":")
     if host == DOCKER_IO and "/" not in repository:
         repository = f"library/{repository}"
-    if not _HOST.fullmatch(host):
+    if not _HOST.fullmatch(host) or int("0" + host.rpartition("]")[2].partition(":")[2]) > 0xFFFF:
         raise InvalidReference(f"{text!r} is not an image reference: {host!r} is not a host")
     if not _REPOSITORY.fullmatch(repository):
         raise InvalidReference(

@@ -119,7 +119,7 @@ class LayerStore:
         Raises StoreError if the disk refuses.
         """
         layer = layer_key(record.digest, record.toc_digest)
-        try:
+        with _refusals(f"cannot keep layer {record.digest} below {self.layers_directory}"):
             self.create_directories()
             if not self.exists(layer):
                 fresh = tempfile.mkdtemp(prefix=".new-", dir=self.layers_directory)
@@ -137,30 +137,25 @@ class LayerStore:
                     shutil.rmtree(fresh, ignore_errors=True)
                     if not self.exists(layer):
                         raise
-        except OSError as error:
-            raise StoreError(
-                f"cannot keep layer {record.digest} below {self.layers_directory}: {error.strerror}",
-                errno=error.errno or 0,
-            ) from error
         self.add_sources(layer, record.sources, record.images)
         return layer
 
     def add_sources(self, layer: str, sources: Sequence[Source], images: Sequence[str]) -> None:
-        """Remember more places that the layer can be fetched from, the newest first."""
+        """Remember more places that the layer can be fetched from, the newest first. Raises as `record`."""
         with self.lock(layer, "record.lock"):
             record = self.record(layer)
             merged = [*sources, *(source for source in record.sources if source not in sources)][:8]
             named = [*record.images, *(image for image in images if image not in record.images)]
             if merged != record.sources or named != record.images:
                 record = msgspec.structs.replace(record, sources=merged, images=named)
-                _write(os.path.join(self.directory(layer), "layer.json"), msgspec.json.encode(record))
+                self._write(layer, "layer.json", msgspec.json.encode(record))
 
     def record(self, layer: str) -> LayerRecord:
         """The layer's record; raises StoreError if it cannot be read, FormatError if it is damaged."""
         data = self._read(layer, "layer.json")
         try:
             return msgspec.json.decode(data, type=LayerRecord)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             path = os.path.join(self.directory(layer), "layer.json")
             raise FormatError(f"{path} is damaged ({error}); remove its directory to fetch anew") from error
 
@@ -172,28 +167,35 @@ class LayerStore:
         return build_tree(parse_toc(data), end=record.toc_offset)
 
     def progress(self, layer: str) -> Progress:
-        """The layer's counters."""
-        return Progress(os.path.join(self.directory(layer), "progress"))
+        """The layer's counters; raises StoreError."""
+        path = os.path.join(self.directory(layer), "progress")
+        with _refusals(f"cannot open {path}"):
+            return Progress(path)
 
     def same_boot(self, layer: str) -> bool:
         """Whether what is in an incomplete fs/ was written since the machine started.
 
         If not, a power loss may have left files without their content: verify them first.
         """
-        return self._read(layer, "boot").decode() == boot_id()
+        return self._read(layer, "boot") == boot_id().encode()
 
     def mark_boot(self, layer: str) -> None:
         """Say that fs/ holds only verified files as of this boot."""
-        _write(os.path.join(self.directory(layer), "boot"), boot_id().encode())
+        self._write(layer, "boot", boot_id().encode())
 
     def mark_complete(self, layer: str) -> None:
         """Write the completion mark; everything in fs/ must be on disk already."""
-        _write(os.path.join(self.directory(layer), "complete"), b"")
+        self._write(layer, "complete", b"")
 
     @contextlib.contextmanager
     def lock(self, layer: str, name: str = "lock") -> Iterator[None]:
-        """Hold one of the layer's locks; waits for other processes. `lock` is the right to stream it."""
-        fd = os.open(os.path.join(self.directory(layer), name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Hold one of the layer's locks; waits for other processes. `lock` is the right to stream it.
+
+        Raises StoreError, if the layer is gone for one.
+        """
+        path = os.path.join(self.directory(layer), name)
+        with _refusals(f"cannot lock {path}"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
@@ -202,11 +204,22 @@ class LayerStore:
 
     def _read(self, layer: str, name: str) -> bytes:
         path = os.path.join(self.directory(layer), name)
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}", errno=error.errno or 0) from error
+        with _refusals(f"cannot read {path}"), open(path, "rb") as file:
+            return file.read()
+
+    def _write(self, layer: str, name: str, data: bytes) -> None:
+        path = os.path.join(self.directory(layer), name)
+        with _refusals(f"cannot write {path}"):
+            _write(path, data)
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """The boundary at which the system's refusals become StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{what}: {error.strerror}", errno=error.errno or 0) from error
 
 
 def _write(path: str, data: bytes) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fetcher.blob import Blob
-from fetcher.errors import VerificationError
+from fetcher.errors import FormatError, VerificationError
 from fetcher.inflate import MemberInflater, inflate
 from fetcher.nodes import Chunk, Member, Node
 from fetcher.pieces import mismatch, verified_piece
@@ -25,6 +25,8 @@ from fetcher.progress import Field, Progress
 
 WHOLE_MEMBER: Final = 8 << 20
 """Members up to this many compressed bytes are inflated in one go; larger ones as they arrive."""
+WHOLE_OUTPUT: Final = 32 << 20
+"""Only members of which no more than this is wanted are: of zeros, 8 MiB inflate to 8 GiB."""
 _GAP: Final = 1 << 20
 """Bytes that are here already are fetched again rather than cost a request, up to this many."""
 _RATE_SECONDS: Final = 0.2
@@ -43,14 +45,24 @@ class Span:
 
 
 def missing_spans(plain: PlainLayer, start: int, end: int) -> list[Span]:
-    """What of [start, end) has to be read for the files that are not here yet, in order."""
-    absent: dict[int, bool] = {}
+    """What has to be read for the files that are not here yet and have their last piece in [start, end)."""
+    known: dict[int, bool] = {}
+
+    def is_missing(node: Node) -> bool:
+        if not start <= node.chunks[-1].offset < end:
+            return False
+        if len(node.chunks) == 1:
+            return not plain.has(node)
+        if id(node) not in known:
+            known[id(node)] = not plain.has(node)
+        return known[id(node)]
+
     spans: list[Span] = []
     current: list[Member] = []
     for member in plain.tree.members:
-        if not start <= member.offset < end or not any(
-            _absent(plain, node, absent) for node, _ in member.pieces
-        ):
+        if member.offset >= end:
+            break
+        if not any(is_missing(node) for node, _ in member.pieces):
             continue
         if current and member.offset - current[-1].end > _GAP:
             spans.append(Span(current[0].offset, current[-1].end, current))
@@ -59,15 +71,6 @@ def missing_spans(plain: PlainLayer, start: int, end: int) -> list[Span]:
     if current:
         spans.append(Span(current[0].offset, current[-1].end, current))
     return spans
-
-
-def _absent(plain: PlainLayer, node: Node, known: dict[int, bool]) -> bool:
-    if len(node.chunks) == 1:
-        return not plain.has(node)
-    key = id(node)
-    if key not in known:
-        known[key] = not plain.has(node)
-    return known[key]
 
 
 class LayerStream:
@@ -82,16 +85,17 @@ class LayerStream:
         self._counter = counter
         self._pause = pause
         self._open: dict[int, PlainFile] = {}
+        self._end = 0
         self._measured = 0
         self._since = time.monotonic()
 
     async def run(self, start: int, end: int) -> None:
-        """Bring every file that has all its pieces in [start, end) here.
+        """Bring every file here that has its last piece in [start, end), wherever it begins.
 
-        A file with pieces on both sides is begun again by the stream that has its last one.
-        Raises FetchError; what is here by then stays.
+        Raises FetchError, VerificationError above all; what is here by then stays.
         """
         spans = missing_spans(self._plain, start, end)
+        self._end = end
         try:
             for span in spans:
                 await self._pause(0)
@@ -109,16 +113,25 @@ class LayerStream:
             reader = _SpanReader(blocks, span.start, self._arrived)
             for member in span.members:
                 await reader.skip_to(member.offset)
-                if member.end - member.offset <= WHOLE_MEMBER:
-                    data = await reader.take(member.end - member.offset)
-                    chunk = member.pieces[-1][1]
-                    output = inflate(data, chunk.inner_offset + chunk.size)
-                    for node, chunk in member.pieces:
-                        self._take(node, chunk, output)
-                else:
-                    await self._stream_member(member, reader)
+                try:
+                    await self._member(member, reader)
+                except FormatError as error:
+                    raise VerificationError(
+                        f"{member.pieces[0][0].path!r}: the layer is damaged at byte {member.offset}: {error}"
+                    ) from error
                 self._progress[Field.POSITION] = member.end
                 self._progress.add(Field.BYTES_DONE, member.end - member.offset)
+
+    async def _member(self, member: Member, reader: _SpanReader) -> None:
+        size = member.end - member.offset
+        chunk = member.pieces[-1][1]
+        wanted = chunk.inner_offset + chunk.size
+        if size > WHOLE_MEMBER or wanted > WHOLE_OUTPUT:
+            await self._stream_member(member, wanted, reader)
+            return
+        output = inflate(await reader.take(size), wanted)
+        for node, chunk in member.pieces:
+            self._take(node, chunk, output)
 
     async def _arrived(self, count: int) -> None:
         self._progress.add(self._counter, count)
@@ -140,10 +153,13 @@ class LayerStream:
                 self._commit_if_whole(file)
 
     def _file(self, node: Node, chunk: Chunk) -> PlainFile | None:
-        """The file being written that `chunk` belongs to; None if it is not wanted."""
+        """The file being written that `chunk` belongs to; None if it is not wanted, or not in this run."""
         file = self._open.get(id(node))
-        if file is None and chunk.file_offset == 0 and not self._plain.has(node):
-            file = self._open[id(node)] = self._plain.create(node)
+        if file is not None or chunk.file_offset or node.chunks[-1].offset >= self._end:
+            return file
+        if self._plain.has(node):
+            return None
+        file = self._open[id(node)] = self._plain.create(node)
         return file
 
     def _commit_if_whole(self, file: PlainFile) -> None:
@@ -156,12 +172,10 @@ class LayerStream:
         if first:
             self._progress.add(Field.FILES_DONE, 1)
 
-    async def _stream_member(self, member: Member, reader: _SpanReader) -> None:
+    async def _stream_member(self, member: Member, wanted: int, reader: _SpanReader) -> None:
         """Inflate a member as it arrives, keeping nothing of it but the slice at hand."""
-        chunk = member.pieces[-1][1]
-        inflater = MemberInflater(chunk.inner_offset + chunk.size)
-        pieces = iter(member.pieces)
-        sink = _PieceSink(self, pieces)
+        inflater = MemberInflater(wanted)
+        sink = _PieceSink(self, iter(member.pieces))
         async for block in reader.blocks(member.end - member.offset):
             for output in inflater.feed(block):
                 sink.feed(output)
@@ -222,7 +236,9 @@ class _SpanReader:
         self._view = memoryview(b"")
 
     async def _more(self) -> None:
-        block = await anext(self._blocks)
+        block = await anext(self._blocks, None)
+        if block is None:
+            raise FormatError(f"it ends at byte {self._position}")
         await self._arrived(len(block))
         self._view = memoryview(block)
 

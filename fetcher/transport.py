@@ -45,9 +45,7 @@ class RegistryTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, settings: RegistrySettings, *, receive_buffer: int | None = None) -> None:
         self._settings = settings
-        self._hosts = {
-            httpx.URL(settings.endpoint(name)).netloc: host for name, host in settings.hosts.items()
-        }
+        self._hosts = {_netloc(settings, name): host for name, host in settings.hosts.items()}
         self._socket_options = (
             None if receive_buffer is None else [(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)]
         )

@@ -18,20 +18,6 @@ from fetcher.errors import InvalidToc
 from fetcher.nodes import Chunk, Kind, Member, Node
 from fetcher.toc import TOC_NAME, Toc, TocEntry
 
-__all__ = [
-    "DEPTH_LIMIT",
-    "LANDMARK",
-    "NAME_LIMIT",
-    "NO_LANDMARK",
-    "PATH_LIMIT",
-    "Chunk",
-    "Kind",
-    "LayerTree",
-    "Member",
-    "Node",
-    "build_tree",
-]
-
 LANDMARK: Final = ".prefetch.landmark"
 NO_LANDMARK: Final = ".no.prefetch.landmark"
 NAME_LIMIT: Final = 255

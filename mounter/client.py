@@ -64,7 +64,7 @@ class Mounter:
         self._ask(Configure(settings), Done)
 
     def warm(self, layers: list[str]) -> None:
-        """Have it load these layers' trees, so that the first miss does not wait for that."""
+        """Have it load these layers' trees in the background: the first miss need not wait for that."""
         self._ask(Warm(layers), Done)
 
     def retire(self) -> None:

@@ -36,7 +36,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
 
 
 class Warm(msgspec.Struct, frozen=True, tag="warm"):
-    """Load these layers' trees, because a mount of them is about to be used."""
+    """Begin to load these layers' trees, because a mount of them is about to be used."""
 
     layers: list[str]
 

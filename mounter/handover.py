@@ -4,8 +4,8 @@
 
 A link has to stand from before the gate's ENOENT until overlayfs has looked it up, some microseconds
 later. Then it is removed, so that the plain file's link count is what the layer says: overlayfs keeps
-the inode, not the name. Only one process removes links, the holder of the mounter's lock. What it
-finds there at its start (a killed predecessor's, a retiring one's) it takes over as if it had just made it.
+the inode, not the name. Only one process removes links, the holder of the mounter's lock. What else it
+finds there (a killed predecessor's, a retired one's) it takes over as if it had just made it.
 
 Thread-safe; every method blocks for a few file system calls.
 """
@@ -28,6 +28,7 @@ class Late:
         self._directory = os.path.join(root, "late")
         self._lock = threading.Lock()
         self._due: dict[str, float] = {}
+        self._found_due: set[str] = set()
         self._retired = False
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
 
@@ -54,6 +55,7 @@ class Late:
                 raise
             if not self._retired:
                 self._due[late] = time.monotonic() + self.hold_seconds
+                self._found_due.discard(late)
         return True
 
     def adopt(self) -> int:
@@ -67,22 +69,31 @@ class Late:
         return found
 
     def sweep(self) -> None:
-        """Remove the links that have stood long enough, and the directories that are empty then."""
+        """Remove the links that have stood long enough, and the directories that are empty then.
+
+        One sweep finds a link due and a later one removes it: after a standstill of the whole process,
+        the answer that a link stands for may not have gone out yet.
+        """
         now = time.monotonic()
         for path in [path for path, due in list(self._due.items()) if due <= now]:
             with self._lock:
-                due = self._due.get(path)
-                if due is not None and due <= now:
-                    del self._due[path]
-                    with suppress(FileNotFoundError):
-                        os.unlink(path)
-                    self._prune(os.path.dirname(path))
+                if self._due.get(path, now + 1) > now:
+                    continue
+                if path not in self._found_due:
+                    self._found_due.add(path)
+                    continue
+                del self._due[path]
+                self._found_due.discard(path)
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                self._prune(os.path.dirname(path))
 
     def retire(self) -> None:
         """Remove nothing any more: from now on that is another process's right."""
         with self._lock:
             self._retired = True
             self._due.clear()
+            self._found_due.clear()
 
     def _link(self, plain: str, late: str) -> None:
         try:

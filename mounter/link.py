@@ -6,7 +6,9 @@ from typing import Final
 
 _WEIGHT: Final = 0.3
 _SAMPLE: Final = 256 << 10
-"""Bytes that a judgement of the bandwidth takes at least: fewer say more about bursts than about the link."""
+"""Bytes that a judgement of the bandwidth takes at least."""
+_SPAN: Final = 0.25
+"""Seconds that one spans, unless the request ends before."""
 
 
 class LinkEstimate:
@@ -33,18 +35,22 @@ class LinkEstimate:
 
 
 class RequestTimer:
-    """Feeds the blocks of one request, sent at `now`, into an estimate. Times are monotonic seconds."""
+    """Feeds the blocks of one request, sent at `now`, into an estimate. Times are monotonic seconds.
 
-    __slots__ = ("_count", "_estimate", "_first", "_since")
+    A judgement spans some time, because blocks come in bursts after whoever reads them was busy.
+    """
+
+    __slots__ = ("_count", "_estimate", "_first", "_last", "_since")
 
     def __init__(self, estimate: LinkEstimate, now: float) -> None:
         self._estimate = estimate
         self._first = True
-        self._since = now
+        self._since = self._last = now
         self._count = 0
 
     def block(self, count: int, now: float) -> None:
         """A block of `count` bytes came at the time `now`."""
+        self._last = now
         if self._first:
             # What came with the first byte was sent while we waited for that: no measure of the bandwidth.
             self._first = False
@@ -52,9 +58,14 @@ class RequestTimer:
             self._since = now
             return
         self._count += count
+        if now - self._since >= _SPAN:
+            self.end()
+
+    def end(self) -> None:
+        """No more blocks, or time for a judgement."""
         if self._count >= _SAMPLE:
-            self._estimate.body(self._count, now - self._since)
-            self._since = now
+            self._estimate.body(self._count, self._last - self._since)
+            self._since = self._last
             self._count = 0
 
 

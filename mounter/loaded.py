@@ -6,6 +6,7 @@ A tree of 20,000 files takes 0.15 s to load and 30 MB: hence both. Belongs to th
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -35,6 +36,7 @@ class LoadedLayer:
     __slots__ = (
         "_inodes",
         "_places",
+        "inode",
         "key",
         "last_used",
         "partials",
@@ -47,8 +49,12 @@ class LoadedLayer:
         "users",
     )
 
-    def __init__(self, key: str, record: LayerRecord, plain: PlainLayer, progress: Progress) -> None:
+    def __init__(
+        self, key: str, record: LayerRecord, plain: PlainLayer, progress: Progress, inode: int
+    ) -> None:
         self.key = key
+        self.inode = inode
+        """Of the layer's directory: another one is another layer's life."""
         self.record = record
         self.record_doubtful = False
         """Whether its sources failed, so that the one on disk may know better ones."""
@@ -135,9 +141,13 @@ class LoadedLayers:
         dropped = 0
         for key, loaded in list(self._layers.items()):
             idle = now - loaded.last_used
-            if loaded.users or loaded.partials or idle <= idle_seconds:
+            if loaded.users or loaded.partials:
                 continue
-            if idle > idle_seconds * _INCOMPLETE_PATIENCE or self.store.is_complete(key):
+            if (
+                idle > idle_seconds * _INCOMPLETE_PATIENCE
+                or (idle > idle_seconds and self.store.is_complete(key))
+                or self._inode(key) != loaded.inode
+            ):
                 del self._layers[key]
                 dropped += 1
             del loaded
@@ -159,9 +169,17 @@ class LoadedLayers:
                 self._loading.pop(key, None)
 
     def _load(self, key: str) -> LoadedLayer:
+        inode = self._inode(key)
         record = self.store.record(key)
-        tree = self.store.tree(key)
-        return LoadedLayer(key, record, PlainLayer(self.store.fs(key), tree), self.store.progress(key))
+        plain = PlainLayer(self.store.fs(key), self.store.tree(key))
+        return LoadedLayer(key, record, plain, self.store.progress(key), inode)
+
+    def _inode(self, key: str) -> int:
+        """The inode number of the layer's directory; 0 if the layer is not here any more."""
+        try:
+            return os.stat(self.store.directory(key)).st_ino
+        except FileNotFoundError:
+            return 0
 
 
 def _give_back_memory() -> None:

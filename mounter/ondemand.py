@@ -292,6 +292,7 @@ class OnDemand:
                 for index in part.indexes:
                     partial.arrivals.pop(index).settled.set()
             await reader.finish()
+        timer.end()
 
     @contextmanager
     def _busy(self) -> Iterator[None]:

@@ -21,7 +21,9 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import functools
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -34,18 +36,15 @@ import msgspec
 import pyfuse3
 import structlog
 from anyio import to_thread
-from anyio.abc import ByteStream
-from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.abc import TaskStatus
 
 from fetcher.errors import FetchError
 from fetcher.store import LayerStore
 from mounter.blobs import Blobs
 from mounter.control import (
-    LINE_LIMIT,
     PROTOCOL,
     Configure,
     Done,
-    Failed,
     Reply,
     Request,
     Retire,
@@ -53,10 +52,6 @@ from mounter.control import (
     StatusRequest,
     Stop,
     Warm,
-    decode_request,
-    encode,
-    short_socket_path,
-    socket_path,
 )
 from mounter.counters import Counters
 from mounter.errors import MounterError, MountFailed
@@ -67,6 +62,7 @@ from mounter.logfile import LogFile, last_line, log_to
 from mounter.mountinfo import read_mounts
 from mounter.ondemand import OnDemand, OpenBlob
 from mounter.probe import Mode
+from mounter.server import ControlServer
 from mounter.settings import MounterSettings
 from mounter.stub import Stub
 from mounter.syscalls import detach
@@ -78,7 +74,9 @@ _MAX_TASKS: Final = 4096
 
 _OPTIONS: Final = frozenset({"fsname=layergate", "subtype=layergate", "allow_other", "ro"})
 _OOM_SCORE: Final = -500
-_REPLY_SECONDS: Final = 5.0
+_CLOSE_SECONDS: Final = 5.0
+_ADOPT_SECONDS: Final = 60.0
+"""How often LATE is searched for links that a retired mounter made."""
 
 
 class AlreadyRunning(MounterError):
@@ -111,23 +109,24 @@ class MounterProcess:
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until the session ends; `ready` is called when the gate is mounted and the socket answers.
 
-        Raises AlreadyRunning, MountFailed.
+        Raises AlreadyRunning, MountFailed, OSError.
         """
         store = LayerStore(self.root)
         store.create_directories()
         self._lock = _lock(os.path.join(self.root, "mounter.lock"))
-        async with anyio.create_task_group() as self._tasks:
-            self._ondemand = OnDemand(store, self._open_blob, self._settings, self._tasks, self._counters)
-            self._files = OpenFiles(self._ondemand)
-            self._late = Late(self.root, self._settings.late_seconds)
-            adopted = self._late.adopt()
-            self._mount()
-            log.info("mounted", gate=self._gate, mode=self.mode.value, pid=os.getpid(), adopted=adopted)
+        self._tasks = anyio.create_task_group()
+        self._server = ControlServer(self.root, self._answer, self._tasks)
+        self._ondemand = OnDemand(store, self._open_blob, self._settings, self._tasks, self._counters)
+        self._files = OpenFiles(self._ondemand)
+        self._late = Late(self.root, self._settings.late_seconds)
+        self._mount()
+        async with self._tasks:
             self._tasks.start_soon(self._serve_fuse)
             self._tasks.start_soon(self._sweep)
             await self._tasks.start(self._serve_signals)
-            await self._tasks.start(self._serve_socket)
-            await to_thread.run_sync(os.stat, self._gate)
+            await self._tasks.start(self._server.serve)
+            await to_thread.run_sync(_let_many_wait, self._gate)
+            log.info("mounted", gate=self._gate, mode=self.mode.value, pid=os.getpid())
             ready()
         log.info("ended", retired=self._retired)
 
@@ -151,70 +150,54 @@ class MounterProcess:
             await pyfuse3.main(max_tasks=_MAX_TASKS)
         finally:
             pyfuse3.close(unmount=False)
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_REPLY_SECONDS):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE_SECONDS):
                 await self._blobs.aclose()
         self._tasks.cancel_scope.cancel()
 
     async def _sweep(self) -> None:
+        """Remove what has served its time: links in LATE, trees, half-fetched files."""
+        adopting = 0.0
         while True:
+            try:
+                if not self._retired and anyio.current_time() >= adopting:
+                    adopting = anyio.current_time() + _ADOPT_SECONDS
+                    await to_thread.run_sync(self._late.adopt)
+                await to_thread.run_sync(self._late.sweep)
+                await self._ondemand.layers.sweep(self._settings.idle_seconds)
+            except OSError as error:  # what could not be removed now will be tried again
+                log.warning("not_swept", error=str(error))
             await anyio.sleep(min(1.0, self._settings.late_seconds))
-            await to_thread.run_sync(self._late.sweep)
-            await self._ondemand.layers.sweep(self._settings.idle_seconds)
 
-    async def _serve_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    async def _serve_signals(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()
             async for number in signals:
                 log.info("signal", number=int(number))
-                if not self._retired:
-                    await self._retire()
+                await self._retire()
 
-    async def _serve_socket(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        with short_socket_path(self.root) as path:
-            self._listener = await anyio.create_unix_listener(path, mode=0o600)
-        async with self._listener:
-            task_status.started()
-            with contextlib.suppress(anyio.ClosedResourceError):
-                await self._listener.serve(self._serve_client)
-
-    async def _serve_client(self, stream: ByteStream) -> None:
-        async with stream:
-            lines = BufferedByteReceiveStream(stream)
-            with contextlib.suppress(anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError):
-                while True:
-                    line = await lines.receive_until(b"\n", LINE_LIMIT)
-                    # A request that ends the process is still answered.
-                    with anyio.CancelScope(shield=True), anyio.move_on_after(_REPLY_SECONDS):
-                        reply, stopping = await self._answer(line)
-                        await stream.send(encode(reply))
-                        if stopping:
-                            self._tasks.cancel_scope.cancel()
-
-    async def _answer(self, line: bytes) -> tuple[Reply, bool]:
-        try:
-            request = decode_request(line)
-            return await self._do(request), isinstance(request, Stop)
-        except msgspec.DecodeError as error:
-            return Failed(f"not a request of protocol {PROTOCOL}: {error}"), False
-        except (FetchError, MounterError, OSError) as error:
-            return Failed(str(error)), False
-
-    async def _do(self, request: Request) -> Reply:
+    async def _answer(self, request: Request) -> Reply:
         match request:
             case StatusRequest():
-                return await self._status()
+                return self._status()
             case Configure(settings):
                 self._configure(settings)
             case Warm(layers):
                 for layer in layers:
-                    await self._ondemand.layers.get(layer)
+                    self._tasks.start_soon(self._warm, layer)
             case Retire():
                 await self._retire()
             case Stop():
                 log.info("stopping")
                 await to_thread.run_sync(clear_gate, self._gate)
-                self._close_socket()
+                self._server.close()
+                self._tasks.cancel_scope.cancel()
         return Done()
+
+    async def _warm(self, layer: str) -> None:
+        try:
+            await self._ondemand.layers.get(layer)
+        except FetchError as error:
+            log.warning("not_warmed", layer=layer, error=str(error))
 
     def _configure(self, settings: MounterSettings) -> None:
         self._settings = settings
@@ -226,19 +209,16 @@ class MounterProcess:
         log.info("configured")
 
     async def _retire(self) -> None:
+        if self._retired:
+            return
         self._retired = True
         log.info("retiring")
         await to_thread.run_sync(self._late.retire)
-        self._close_socket()
+        self._server.close()
         await to_thread.run_sync(clear_gate, self._gate)
         os.close(self._lock)
 
-    def _close_socket(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(socket_path(self.root))
-        self._tasks.start_soon(self._listener.aclose)
-
-    async def _status(self) -> Status:
+    def _status(self) -> Status:
         ondemand = self._ondemand
         return Status(
             protocol=PROTOCOL,
@@ -278,6 +258,18 @@ def _lock(path: str) -> int:
     return fd
 
 
+def _let_many_wait(gate: str) -> None:
+    """Raise the kernel's limit of 12 read-ahead requests at a time: slow files would use it up for all."""
+    directory = f"/sys/fs/fuse/connections/{os.minor(os.stat(gate).st_dev)}"
+    for name in ("max_background", "congestion_threshold"):
+        try:
+            with open(os.path.join(directory, name), "w", encoding="ascii") as file:
+                file.write(str(_MAX_TASKS))
+        except OSError as error:  # fusectl is not mounted, say
+            log.warning("limit_not_raised", limit=name, error=str(error))
+
+
+@functools.cache
 def _version() -> str:
     try:
         return metadata.version("layergate")
@@ -299,6 +291,12 @@ def _spare_from_oom() -> None:
         log.warning("oom_score_not_set", error=str(error))
 
 
+def _allow_many_files() -> None:
+    """Each large file that is open takes a descriptor, each waiting request a socket."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def serve(
     root: str,
     mode: Mode,
@@ -317,6 +315,7 @@ def serve(
     log_file = LogFile(os.path.join(root, "mounter.log"), settings.log_limit)
     log_to(log_file)
     _spare_from_oom()
+    _allow_many_files()
     process = MounterProcess(root, mode, settings, log_file=log_file, open_blob=open_blob)
     anyio.run(process.run, ready, backend="trio")
 
@@ -340,6 +339,11 @@ def main() -> int:
     except (MounterError, OSError) as error:
         log.error("not_started", error=str(error))
         report(str(error))
+        return 1
+    except Exception as defect:
+        # Nobody but the log is told: by now the starter has gone its way.
+        log.exception("crashed")
+        report(repr(defect))
         return 1
     return 0
 
@@ -365,7 +369,8 @@ def _detach(root: str) -> Callable[[str], None]:
     def report(text: str) -> None:
         nonlocal writer
         if writer >= 0:
-            os.write(writer, text.replace("\n", " ").encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # the starter is dead: so much the more are we needed
+                os.write(writer, text.replace("\n", " ").encode() + b"\n")
             os.close(writer)
             writer = -1
 

@@ -27,93 +27,28 @@ from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Final, Literal, Self, cast
+from typing import Final, Self, cast
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+from tests.faults import (
+    BasicLogin,
+    BearerLogin,
+    Drop,
+    Fault,
+    IgnoreRange,
+    Kind,
+    RefuseSuffix,
+    ShiftRange,
+    ShortRange,
+    Silence,
+    Status,
+    Throttle,
+    Truncate,
+    WrongBytes,
+)
 from tests.oci import MANIFEST, Image
 
-Kind = Literal["manifest", "blob", "token", "storage"]
-
 _BLOCK: Final = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Answer with this status, and nothing of what was asked for."""
-
-    code: int
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class IgnoreRange:
-    """Send the whole with 200."""
-
-
-@dataclass(frozen=True, slots=True)
-class RefuseSuffix:
-    """Answer `bytes=-N`, and only that, with this status."""
-
-    code: int = 416
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Reset the connection after `after` bytes of the body."""
-
-    after: int
-
-
-@dataclass(frozen=True, slots=True)
-class Truncate:
-    """Close the connection after `after` bytes of the body, as if that were all."""
-
-    after: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShiftRange:
-    """Send another range than the one asked for, `by` bytes further on, and say so."""
-
-    by: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ShortRange:
-    """Send a valid 206 with no more than `limit` bytes of the range that was asked for."""
-
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class WrongBytes:
-    """Flip every bit of the body."""
-
-
-@dataclass(frozen=True, slots=True)
-class Throttle:
-    """Send no more than this many bytes a second."""
-
-    bytes_per_second: int
-
-
-@dataclass(frozen=True, slots=True)
-class Silence:
-    """Take the request and never answer."""
-
-
-Fault = (
-    Status
-    | IgnoreRange
-    | RefuseSuffix
-    | Drop
-    | Truncate
-    | ShiftRange
-    | ShortRange
-    | WrongBytes
-    | Throttle
-    | Silence
-)
 
 
 @dataclass(slots=True)
@@ -122,27 +57,6 @@ class _Rule:
     fault: Fault
     left: int | None
     path: str
-
-
-@dataclass(frozen=True, slots=True)
-class BasicLogin:
-    """Every request needs these credentials."""
-
-    username: str
-    password: str
-
-
-@dataclass(frozen=True, slots=True)
-class BearerLogin:
-    """Every request needs a token, which the token endpoint gives for these credentials.
-
-    Without a user name it gives tokens to anybody; `identity_token` is what the OAuth2 POST asks for.
-    """
-
-    username: str = ""
-    password: str = ""
-    identity_token: str = ""
-    expires_in: int = 300
 
 
 class FaultyRegistry:
@@ -465,8 +379,10 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= end:
             self._send(kind, 416, b"", {"Content-Range": f"bytes */{len(data)}"})
             return
-        if isinstance(fault, ShortRange):
+        if isinstance(fault, ShortRange) and asked[1]:
             end = min(end, start + fault.limit)
+        elif isinstance(fault, ShortRange):
+            start = max(start, end - fault.limit)
         if isinstance(fault, ShiftRange):
             start, end = start + fault.by, min(len(data), end + fault.by)
         headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
@@ -497,8 +413,10 @@ class _Handler(BaseHTTPRequestHandler):
                 due = started + (position + len(block)) / fault.bytes_per_second
                 if self.server.registry.closing.wait(max(0.0, due - time.monotonic())):
                     break
+            self.server.registry.add_sent(
+                kind, len(block)
+            )  # first, as the client may be done before we go on
             self.wfile.write(block)
-            self.server.registry.add_sent(kind, len(block))
         if isinstance(fault, Drop | Truncate):
             self.close_connection = True
             if isinstance(fault, Drop):

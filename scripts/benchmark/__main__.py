@@ -17,7 +17,6 @@ from scripts.benchmark.host import (
     Busy,
     cache_directory,
     describe_host,
-    take_private_directories,
     work_directory,
 )
 from scripts.benchmark.link import PROFILES, Link
@@ -25,6 +24,7 @@ from scripts.benchmark.pulls import Pull, cold_start
 from scripts.benchmark.reads import Reading, compare_reads
 from scripts.benchmark.registry import FarRegistry, PushedImage
 from scripts.benchmark.report import Results, Subject, markdown
+from scripts.namespaces import raise_on_termination
 from tests.integration.harness import fresh_file_system
 from tests.integration.image import real_image
 
@@ -51,7 +51,7 @@ def quick(link_name: str, runs: int, reads: bool, output: str | None) -> None:
 
     Prints Markdown on standard output; the raw runs go into a JSON file.
     """
-    take_private_directories()
+    raise_on_termination()
     try:
         with work_directory() as work:
             results = _measure(work, link_name, runs, reads=reads)

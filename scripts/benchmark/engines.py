@@ -12,7 +12,8 @@ from typing import Final, TypeAlias
 
 from scripts.benchmark.group import Group, Memory
 from scripts.benchmark.registry import FarRegistry, PushedImage
-from tests.integration.harness import Containerd, Layergate, mounts
+from scripts.containers import lowerdirs
+from tests.integration.harness import Containerd, Layergate
 from tests.integration.processes import python
 
 _COMPLETE_LIMIT: Final = 600.0
@@ -72,18 +73,9 @@ class Lazy:
     def require_native(self, image: PushedImage) -> None:
         """A new container's layers are plain directories of ours. Raises NotNative."""
         with self.containerd.container(image.reference, snapshotter=self.snapshotter) as container:
-            (mount,) = (
-                one
-                for one in mounts(self.containerd.directory)
-                if one.type == "overlay" and one.target.endswith(f"/{container.name}/rootfs")
-            )
-        (lowers,) = (
-            option.removeprefix("lowerdir=")
-            for option in mount.options.split(",")
-            if option.startswith("lowerdir=")
-        )
+            lowers = lowerdirs(self.containerd, container)
         layers = os.path.realpath(os.path.join(self.layergate.root, "layers"))
-        if not all(os.path.realpath(lower).startswith(layers + "/") for lower in lowers.split(":")):
+        if not all(os.path.realpath(lower).startswith(layers + "/") for lower in lowers):
             raise NotNative(f"{image.reference} is complete, and a new container stands on {lowers}")
 
     def memory(self) -> Memory:

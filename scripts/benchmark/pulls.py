@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from dataclasses import dataclass
 from typing import Final
-from uuid import uuid4
 
 from scripts.benchmark.engines import Engine, Lazy
 from scripts.benchmark.group import Memory
 from scripts.benchmark.host import drop_page_cache
 from scripts.benchmark.link import Link
 from scripts.benchmark.registry import FarRegistry, PushedImage
+from scripts.containers import run_to_first_output
 from tests.integration import recipe
-from tests.integration.harness import CommandFailed, call
+from tests.integration.harness import call
 
+_SETTLE_SECONDS: Final = 2.0
 _IDLE_SECONDS: Final = 5.0
 
 
@@ -48,7 +47,10 @@ def cold_start(engine: Engine, image: PushedImage, link: Link, registry: FarRegi
         with engine.group.entered():
             call(engine.pull_command(image.reference))
         pulled = time.monotonic() - begin
-        first_output = run_to_first_output(engine, image.reference) - begin
+        first, output = run_to_first_output(
+            engine.containerd, image.reference, snapshotter=engine.snapshotter
+        )
+        first_output = first - begin
         bytes_at_first_output = link.received - received
         cpu_to_first_output = engine.group.cpu_seconds - cpu
         requests = registry.requests_since(log_size)
@@ -56,6 +58,7 @@ def cold_start(engine: Engine, image: PushedImage, link: Link, registry: FarRegi
         complete = time.monotonic() - begin if isinstance(engine, Lazy) else pulled
         cpu_to_complete = engine.group.cpu_seconds - cpu
         bytes_at_complete = link.received - received
+    assert output == recipe.OUTPUT, output
     if isinstance(engine, Lazy):
         engine.require_native(image)
         time.sleep(_IDLE_SECONDS)
@@ -74,21 +77,7 @@ def cold_start(engine: Engine, image: PushedImage, link: Link, registry: FarRegi
 
 
 def settle(registry: FarRegistry) -> None:
-    """The same beginning for every run: nothing cached but what the registry serves."""
+    """The same beginning for every run: daemons are idle, nothing is cached but what the registry serves."""
+    time.sleep(_SETTLE_SECONDS)
     drop_page_cache()
     registry.warm_up()
-
-
-def run_to_first_output(engine: Engine, reference: str) -> float:
-    """Run the image's workload to its end; the monotonic time of its first output. Raises CommandFailed."""
-    container = f"bench-{uuid4().hex[:12]}"
-    options = ["run", "--rm", "--snapshotter", engine.snapshotter, reference, container]
-    command = ["ctr", "--address", engine.containerd.address, *options]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        output = os.read(process.stdout.fileno(), 4096)
-        first = time.monotonic()
-        output += process.stdout.read()
-    if process.returncode or output.decode() != recipe.OUTPUT:
-        raise CommandFailed(command, process.returncode, output.decode(errors="replace"))
-    return first

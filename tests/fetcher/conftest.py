@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -33,7 +34,7 @@ class Clients:
 
         async def sleep(seconds: float) -> None:
             self.waits.append(seconds)
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
 
         return RegistryClient(
             settings or RegistrySettings(retry_limit=3),
@@ -56,4 +57,11 @@ def make_client(tmp_path: Path) -> Clients:
     return Clients(tmp_path / "config.json")
 
 
-Handler = Callable[[httpx.Request], httpx.Response]
+def reply(status: int, content: bytes = b"", **headers: str) -> httpx.Response:
+    """A response as it comes off a network, its body still to be read; `_` in headers' names is `-`."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.Response(status, headers=named, stream=httpx.ByteStream(content))
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()

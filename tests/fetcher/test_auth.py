@@ -12,8 +12,9 @@ import structlog
 from fetcher.auth import Challenge, parse_challenges
 from fetcher.errors import RegistryProtocolError, RegistryUnauthorized, RegistryUnavailable
 from fetcher.reference import Reference, parse_reference
-from tests.faulty_registry import BasicLogin, BearerLogin, FaultyRegistry, Status
-from tests.fetcher.conftest import Clients
+from tests.faults import BasicLogin, BearerLogin, Status
+from tests.faulty_registry import FaultyRegistry
+from tests.fetcher.conftest import Clients, reply
 
 SECRET = "opensesame"
 DATA = b"some blob"
@@ -123,6 +124,7 @@ class TestBearer:
                 assert await client.blob_bytes(app(registry, name), digest, limit=100) == DATA
         assert registry.requests == {"blob": 6, "token": 2}
         assert make_client.requests == registry.requests
+        assert registry.connections == 1
         asked = [httpx.URL(path).params.multi_items() for kind, _, path, _ in registry.log if kind == "token"]
         assert asked == [
             [("service", "faulty, registry"), ("scope", f"repository:team/{name}:pull")]
@@ -232,7 +234,7 @@ class TestBearer:
 
 @pytest.mark.anyio
 class TestWhoIsTrusted:
-    """Where tokens and passwords go; the network is a function here, so that there can be TLS and many hosts."""
+    """Where tokens and passwords go; the network is a function here, for TLS and many hosts."""
 
     async def test_a_token_is_for_the_registry_it_was_given_to(self, make_client: Clients) -> None:
         """A registry that names another's token service gets none of the other's tokens."""
@@ -243,11 +245,11 @@ class TestWhoIsTrusted:
             seen.append((request.url.host, request.headers.get("authorization")))
             if request.url.host == "auth.good.io":
                 known = request.headers.get("authorization") is not None
-                return httpx.Response(200, json={"token": "for-good-io" if known else "anonymous"})
+                return reply(200, b'{"token": "for-good-io"}' if known else b'{"token": "anonymous"}')
             if "authorization" not in request.headers:
                 challenge = 'Bearer realm="https://auth.good.io/token",service="good.io"'
-                return httpx.Response(401, headers={"www-authenticate": challenge})
-            return httpx.Response(200, content=DATA)
+                return reply(401, www_authenticate=challenge)
+            return reply(200, DATA)
 
         digest = "sha256:" + hashlib.sha256(DATA).hexdigest()
         async with make_client(transport=httpx.MockTransport(answer)) as client:
@@ -256,14 +258,16 @@ class TestWhoIsTrusted:
         shown = {host: header for host, header in seen if header is not None and host != "auth.good.io"}
         assert shown == {"good.io": "Bearer for-good-io", "evil.io": "Bearer anonymous"}
 
-    @pytest.mark.parametrize("realm", ["http://auth.good.io/token", "ftp://auth.good.io", "", "https://["])
+    @pytest.mark.parametrize(
+        "realm", ["http://auth.good.io/token", "ftp://auth.good.io", "", "https://a:port"]
+    )
     async def test_credentials_are_not_sent_just_anywhere(self, make_client: Clients, realm: str) -> None:
         log_in(make_client, "good.io")
         seen: list[str] = []
 
         def answer(request: httpx.Request) -> httpx.Response:
             seen.append(request.url.host)
-            return httpx.Response(401, headers={"www-authenticate": f'Bearer realm="{realm}"'})
+            return reply(401, www_authenticate=f'Bearer realm="{realm}"')
 
         async with make_client(transport=httpx.MockTransport(answer)) as client:
             with pytest.raises(RegistryProtocolError, match="token service"):
@@ -272,7 +276,7 @@ class TestWhoIsTrusted:
 
     async def test_an_unknown_scheme_is_refused(self, make_client: Clients) -> None:
         def answer(request: httpx.Request) -> httpx.Response:
-            return httpx.Response(401, headers={"www-authenticate": "Negotiate"})
+            return reply(401, www_authenticate="Negotiate")
 
         async with make_client(transport=httpx.MockTransport(answer)) as client:
             with pytest.raises(RegistryProtocolError, match="neither Bearer nor Basic"):
@@ -284,13 +288,13 @@ class TestWhoIsTrusted:
         def answer(request: httpx.Request) -> httpx.Response:
             if request.url.path == "/token":
                 asked.append(request.url.params.multi_items())
-                return httpx.Response(200, json={"access_token": "t"})
+                return reply(200, b'{"access_token": "t"}')
             if "authorization" not in request.headers:
                 challenge = (
                     'Basic realm="x", Bearer realm="https://good.io/token?a=b",service="s",scope="aws"'
                 )
-                return httpx.Response(401, headers={"www-authenticate": challenge})
-            return httpx.Response(404)
+                return reply(401, www_authenticate=challenge)
+            return reply(404)
 
         async with make_client(transport=httpx.MockTransport(answer)) as client:
             with pytest.raises(Exception, match="does not have it"):

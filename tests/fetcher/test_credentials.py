@@ -19,6 +19,14 @@ def auth(username: str, password: str = SECRET) -> dict[str, str]:
     return {"auth": base64.b64encode(f"{username}:{password}".encode()).decode()}
 
 
+def write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
 def write(path: Path, config: object) -> CredentialStore:
     path.write_text(json.dumps(config))
     return CredentialStore(str(path))
@@ -82,22 +90,21 @@ async def test_a_changed_file_is_read_again(config: Path) -> None:
     assert await store.lookup("quay.io") == Credential("a", SECRET)
     write(config, {"auths": {"quay.io": auth("longer")}})
     assert await store.lookup("quay.io") == Credential("longer", SECRET)
-    config.unlink()
+    remove(config)
     assert await store.lookup("quay.io") is None
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"auths": []}', '{"auths": {"quay.io": {"auth": "%%%"}}}'])
 async def test_a_malformed_file_gives_nothing_and_says_so(config: Path, text: str) -> None:
-    config.write_text(text)
+    write_text(config, text)
     with structlog.testing.capture_logs() as logs:
         assert await CredentialStore(str(config)).lookup("quay.io") is None
     assert [entry["event"] for entry in logs] == ["credentials_malformed"]
 
 
 async def test_a_helper_is_asked_for_the_hosts_it_is_set_for(config: Path, helper: Path) -> None:
-    helper.write_text(
-        f'#!/bin/sh\nread -r host\n[ "$1" = get ] && echo "{{\\"Username\\":\\"$host\\",\\"Secret\\":\\"{SECRET}\\"}}"\n'
-    )
+    answer = '{\\"Username\\":\\"$host\\",\\"Secret\\":\\"' + SECRET + '\\"}'
+    write_text(helper, f'#!/bin/sh\nread -r host\n[ "$1" = get ] && echo "{answer}"\n')
     store = write(
         config, {"credHelpers": {"quay.io": "test", "docker.io": "test"}, "auths": {"other.io": auth("a")}}
     )
@@ -109,13 +116,13 @@ async def test_a_helper_is_asked_for_the_hosts_it_is_set_for(config: Path, helpe
 async def test_a_helper_may_give_an_identity_token_without_reading_its_input(
     config: Path, helper: Path
 ) -> None:
-    helper.write_text(f'#!/bin/sh\necho \'{{"Username":"<token>","Secret":"{SECRET}"}}\'\n')
+    write_text(helper, f'#!/bin/sh\necho \'{{"Username":"<token>","Secret":"{SECRET}"}}\'\n')
     store = write(config, {"credsStore": "test"})
     assert await store.lookup("quay.io") == Credential("<token>", identity_token=SECRET)
 
 
 async def test_a_helper_that_knows_nothing_leaves_it_to_the_file(config: Path, helper: Path) -> None:
-    helper.write_text("#!/bin/sh\necho credentials not found in native keychain\nexit 1\n")
+    write_text(helper, "#!/bin/sh\necho credentials not found in native keychain\nexit 1\n")
     store = write(config, {"credsStore": "test", "auths": {"quay.io": auth("a")}})
     with structlog.testing.capture_logs() as logs:
         assert await store.lookup("quay.io") == Credential("a", SECRET)
@@ -134,7 +141,7 @@ async def test_a_helper_that_knows_nothing_leaves_it_to_the_file(config: Path, h
 async def test_a_helper_that_fails_gives_nothing_and_says_so(
     config: Path, helper: Path, name: str, body: str, event: str
 ) -> None:
-    helper.write_text(f"#!/bin/sh\n{body}\n")
+    write_text(helper, f"#!/bin/sh\n{body}\n")
     store = write(config, {"credsStore": name})
     with structlog.testing.capture_logs() as logs:
         assert await store.lookup("quay.io") is None

@@ -2,41 +2,31 @@ from __future__ import annotations
 
 import email.utils
 import gzip
-import hashlib
 import json
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-import anyio
 import httpx
 import pytest
 
-from fetcher.blob import RegistryBlob
-from fetcher.credentials import CredentialStore
 from fetcher.errors import (
     FormatError,
     InvalidReference,
-    RegistryError,
     RegistryNotFound,
     RegistryProtocolError,
-    RegistryUnauthorized,
     RegistryUnavailable,
     RegistryUnreachable,
     VerificationError,
 )
 from fetcher.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Platform
 from fetcher.reference import Reference, parse_reference
-from fetcher.registry import MANIFEST_LIMIT, RegistryClient
+from fetcher.registry import MANIFEST_LIMIT
 from fetcher.retries import LONGEST_BACKOFF, parse_retry_after
-from fetcher.settings import RegistryHost, RegistrySettings, is_loopback
+from fetcher.settings import RegistrySettings
 from tests.estargz import Layer
-from tests.faulty_registry import Drop, FaultyRegistry, Silence, Status, Truncate, WrongBytes
-from tests.fetcher.conftest import Clients
+from tests.faults import Drop, Silence, Status, Truncate, WrongBytes
+from tests.faulty_registry import FaultyRegistry
+from tests.fetcher.conftest import Clients, digest_of, reply
 from tests.oci import Image, image, index
 
 pytestmark = pytest.mark.anyio
@@ -45,9 +35,9 @@ AMD64 = Platform("linux", "amd64")
 LAYERS = [
     Layer(
         blob=gzip.compress(bytes([number])),
-        digest=f"sha256:{number:064x}",
         diff_id=f"sha256:{number:064x}",
-        annotations={"containerd.io/snapshot/stargz/toc.digest": f"sha256:{number:064x}"},
+        uncompressed_size=1,
+        toc_digest=f"sha256:{number:064x}",
     )
     for number in range(3)
 ]
@@ -77,7 +67,7 @@ class TestManifest:
         assert resolved.manifest.digest == app.digest
         assert resolved.target == resolved.index
         assert [layer.digest for layer in resolved.layers] == [layer.digest for layer in LAYERS]
-        assert [layer.toc_digest for layer in resolved.layers] == [layer.digest for layer in LAYERS]
+        assert [layer.toc_digest for layer in resolved.layers] == [layer.toc_digest for layer in LAYERS]
         assert make_client.requests == {"manifest": 2}
         assert make_client.received == registry.sent
 
@@ -268,85 +258,6 @@ class TestRetries:
         assert later > 5_000
 
 
-class TestRedirects:
-    """The network is a function here, so that there can be TLS and many hosts."""
-
-    async def fetch(
-        self, make_client: Clients, *locations: str, first: str = "https://good.io"
-    ) -> list[httpx.Request]:
-        """Fetch a blob over these redirects; the requests that were made."""
-        seen: list[httpx.Request] = []
-        auth = {"good.io": {"username": "user", "password": "secret"}}
-        make_client.docker_config.write_text(json.dumps({"auths": auth}))
-
-        def answer(request: httpx.Request) -> httpx.Response:
-            seen.append(request)
-            if len(seen) == 1:
-                return httpx.Response(401, headers={"www-authenticate": "Basic"})
-            if len(seen) <= len(locations) + 1:
-                return httpx.Response(307, headers={"location": locations[len(seen) - 2]})
-            return httpx.Response(200, content=b"content")
-
-        plain = first.startswith("http:")
-        settings = RegistrySettings(hosts={"good.io": RegistryHost(plain_http=plain)})
-        async with make_client(settings, transport=httpx.MockTransport(answer)) as client:
-            reference = parse_reference("good.io/team/app")
-            assert await client.blob_bytes(reference, digest_of(b"content"), limit=100) == b"content"
-        return seen
-
-    async def test_credentials_stay_with_the_registry(self, make_client: Clients) -> None:
-        seen = await self.fetch(
-            make_client,
-            "/elsewhere",
-            "https://cdn.io/a?signature=x",
-            "https://good.io:444/b",
-            "https://good.io/c",
-        )
-        shown = [(str(request.url), "authorization" in request.headers) for request in seen[1:]]
-        assert shown == [
-            (f"https://good.io/v2/team/app/blobs/{digest_of(b'content')}", True),
-            ("https://good.io/elsewhere", True),
-            ("https://cdn.io/a?signature=x", False),
-            ("https://good.io:444/b", False),
-            ("https://good.io/c", True),
-        ]
-
-    async def test_credentials_within_a_location_are_left_out(self, make_client: Clients) -> None:
-        seen = await self.fetch(make_client, "https://user:secret@cdn.io/a")
-        assert str(seen[-1].url) == "https://cdn.io/a"
-        assert "authorization" not in seen[-1].headers
-
-    @pytest.mark.parametrize(
-        "location",
-        ["http://cdn.io/a", "http://good.io/a", "ftp://cdn.io/a", "file:///etc/passwd", "", "https://["],
-    )
-    async def test_some_places_are_not_gone_to(self, make_client: Clients, location: str) -> None:
-        with pytest.raises(RegistryProtocolError, match="redirects to"):
-            await self.fetch(make_client, location)
-
-    async def test_tls_is_not_given_up_on_the_way(self, make_client: Clients) -> None:
-        with pytest.raises(RegistryProtocolError, match="without TLS"):
-            await self.fetch(make_client, "https://cdn.io/a", "http://cdn.io/b", first="http://good.io")
-
-    async def test_a_registry_without_tls_may_redirect_without(self, make_client: Clients) -> None:
-        seen = await self.fetch(make_client, "http://cdn.io/a", first="http://good.io")
-        assert str(seen[-1].url) == "http://cdn.io/a"
-
-    async def test_redirects_come_to_an_end(self, make_client: Clients) -> None:
-        with pytest.raises(RegistryProtocolError, match="more than 5 times"):
-            await self.fetch(make_client, *[f"https://cdn.io/{number}" for number in range(6)])
-
-    async def test_no_signature_is_in_a_message(self, registry: FaultyRegistry, make_client: Clients) -> None:
-        digest = registry.add_blob(b"content")
-        registry.redirect_blobs()
-        registry.fail("storage", Status(403))
-        async with make_client() as client:
-            with pytest.raises(RegistryUnauthorized, match=registry.storage_host) as caught:
-                await client.blob_bytes(reference_to(registry), digest, limit=100)
-        assert "signature" not in str(caught.value)
-        assert caught.value.host == registry.host
-
-
 class TestRequests:
     async def test_every_request_says_who_asks(
         self, registry: FaultyRegistry, make_client: Clients, app: Image
@@ -362,9 +273,7 @@ class TestRequests:
 
     async def test_an_encoded_answer_is_refused(self, make_client: Clients) -> None:
         def answer(request: httpx.Request) -> httpx.Response:
-            return httpx.Response(
-                200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(gzip.compress(b"content"))
-            )
+            return reply(200, gzip.compress(b"content"), content_encoding="gzip")
 
         async with make_client(transport=httpx.MockTransport(answer)) as client:
             with pytest.raises(RegistryProtocolError, match="encoded"):
@@ -375,7 +284,7 @@ class TestRequests:
 
         def answer(request: httpx.Request) -> httpx.Response:
             seen.append(str(request.url))
-            return httpx.Response(404)
+            return reply(404)
 
         async with make_client(transport=httpx.MockTransport(answer)) as client:
             with pytest.raises(RegistryNotFound) as caught:
@@ -388,125 +297,3 @@ class TestRequests:
         async with make_client() as client:
             with pytest.raises(InvalidReference):
                 await client.manifest(parse_reference(f"{host}/app"), platform=AMD64)
-
-    async def test_a_small_receive_buffer_stops_the_sender(
-        self, registry: FaultyRegistry, tmp_path: Path
-    ) -> None:
-        data = bytes(32 << 20)
-        digest = registry.add_blob(data)
-        store = CredentialStore(str(tmp_path / "none"))
-        async with RegistryClient(RegistrySettings(), store, receive_buffer=64 << 10) as client:
-            async with RegistryBlob(client, reference_to(registry), digest).stream(0, len(data)) as blocks:
-                await anext(blocks)
-                sent = -1
-                while registry.sent["blob"] != sent:
-                    sent = registry.sent["blob"]
-                    await anyio.sleep(0.2)
-        assert sent < len(data) // 2
-
-
-class TestSettings:
-    @pytest.mark.parametrize(
-        ("host", "loopback"),
-        [
-            ("localhost", True),
-            ("localhost:5000", True),
-            ("127.0.0.1:5000", True),
-            ("127.1.2.3", True),
-            ("[::1]:5000", True),
-            ("[::1]", True),
-            ("localhost.example.io", False),
-            ("10.0.0.1:5000", False),
-            ("[fe80::1]", False),
-            ("127.0.0.1.io", False),
-        ],
-    )
-    def test_loopback_is_plain_http_by_default(self, host: str, loopback: bool) -> None:
-        assert is_loopback(host) is loopback
-        assert RegistrySettings().endpoint(host) == f"{'http' if loopback else 'https'}://{host}"
-
-    def test_plain_http_can_be_set_either_way(self) -> None:
-        settings = RegistrySettings(
-            hosts={"localhost:1": RegistryHost(plain_http=False), "a.io": RegistryHost(plain_http=True)}
-        )
-        assert settings.endpoint("localhost:1") == "https://localhost:1"
-        assert settings.endpoint("a.io") == "http://a.io"
-
-    async def test_an_impossible_host_is_refused(self, make_client: Clients) -> None:
-        with pytest.raises(InvalidReference, match="not a host"):
-            make_client(RegistrySettings(hosts={"a.io:port": RegistryHost()}))
-
-
-SERVER = """
-import http.server, ssl, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "7")
-        self.end_headers()
-        self.wfile.write(b"content")
-    def log_message(self, *args):
-        pass
-server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain(sys.argv[1])
-server.socket = context.wrap_socket(server.socket, server_side=True)
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
-
-
-@contextmanager
-def tls_server(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Its HOST:PORT and its certificate, which nobody has signed. In a process, for it may be hung up on."""
-    pem = directory / "server.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    names = [
-        "-addext",
-        "subjectAltName=DNS:localhost",
-        "-keyout",
-        str(pem),
-        "-out",
-        str(directory / "cert.pem"),
-    ]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    with pem.open("ab") as file:
-        file.write((directory / "cert.pem").read_bytes())
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(pem)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            assert server.stdout is not None
-            yield f"localhost:{int(server.stdout.readline())}", directory / "cert.pem"
-        finally:
-            server.kill()
-
-
-class TestTls:
-    async def fetch(self, make_client: Clients, host: str, settings: RegistryHost) -> bytes:
-        async with make_client(RegistrySettings(hosts={host: settings}, retry_limit=3)) as client:
-            return await client.blob_bytes(parse_reference(f"{host}/app"), digest_of(b"content"), limit=100)
-
-    async def test_certificates_are_verified_as_set(self, make_client: Clients, tmp_path: Path) -> None:
-        with tls_server(tmp_path) as (host, certificate):
-            with pytest.raises(RegistryUnreachable, match="not trusted"):
-                await self.fetch(make_client, host, RegistryHost(plain_http=False))
-            assert make_client.waits == []
-            trusting = RegistryHost(plain_http=False, ca_file=str(certificate))
-            assert await self.fetch(make_client, host, trusting) == b"content"
-            careless = RegistryHost(plain_http=False, skip_verify=True)
-            assert await self.fetch(make_client, host, careless) == b"content"
-
-    async def test_a_ca_file_that_cannot_be_loaded_is_named(
-        self, make_client: Clients, tmp_path: Path
-    ) -> None:
-        for path in (tmp_path / "missing.pem", tmp_path / "empty.pem"):
-            (tmp_path / "empty.pem").write_text("")
-            with pytest.raises(RegistryError, match=path.name):
-                await self.fetch(
-                    make_client, "localhost:1", RegistryHost(plain_http=False, ca_file=str(path))
-                )
-
-
-def digest_of(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -1,12 +1,13 @@
-"""A mounter whose blobs fail on demand, steered by files in a directory, for tests to run as a process.
+"""A mounter whose blobs fail on demand, for tests to run as a process.
 
     python -m tests.mounter.faulty_mounter ROOT MODE FAULTS < settings.json
 
-    FAULTS/requests     written: a line "START END" for each request, before anything of it is sent
-    FAULTS/hold         while it is there, no request gets a byte
-    FAULTS/fail         while it is there, requests fail as if the registry could not be reached
-    FAULTS/corrupt      while it is there, every block comes with a wrong byte
-    FAULTS/block        the size of the blocks that come, in bytes
+Files in the directory FAULTS steer it:
+
+    requests    written: a line "START END" for each request, before anything of it is sent
+    hold        while it is there, no request gets a byte
+    fail        while it is there, requests fail as if the registry could not be reached
+    corrupt     while it is there, every block comes with a wrong byte
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ class FaultyBlob(FileBlob):
     def _is(self, name: str) -> bool:
         return os.path.exists(os.path.join(self._faults, name))
 
+    def _note(self, line: str) -> None:
+        with open(os.path.join(self._faults, "requests"), "a", encoding="ascii") as log:
+            log.write(line)
+
     @asynccontextmanager
     async def stream(self, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        with open(os.path.join(self._faults, "requests"), "a", encoding="ascii") as log:
-            log.write(f"{start} {end}\n")
+        self._note(f"{start} {end}\n")
         async with aclosing(self._faulty(start, end)) as blocks:
             yield blocks
 
     async def _faulty(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         size = 1 << 16
-        if self._is("block"):
-            with open(os.path.join(self._faults, "block"), encoding="ascii") as file:
-                size = int(file.read())
         async with super().stream(start, end) as blocks:
             whole = b"".join([block async for block in blocks])
         for position in range(0, len(whole), size):
-            while self._is("hold"):
+            while self._is("hold"):  # noqa: ASYNC110 - another process decides
                 await anyio.sleep(0.01)
             if self._is("fail"):
                 raise RegistryUnreachable("the registry cannot be reached", host="registry.test")

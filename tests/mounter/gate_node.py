@@ -121,8 +121,8 @@ class GateNode:
     def container_on(self, *lower: str) -> str:
         """Mount a container on lower directories, the uppermost first; gives its root."""
         self._containers += 1
-        directory = f"{self.root}/../container-{self._containers}"
-        merged, upper, work = (os.path.normpath(f"{directory}-{part}") for part in ("merged", "upper", "work"))
+        directory = os.path.join(os.path.dirname(self.root), f"container-{self._containers}")
+        merged, upper, work = (f"{directory}-{part}" for part in ("merged", "upper", "work"))
         for path in (merged, upper, work):
             os.mkdir(path)
         options = {"upperdir": upper, "workdir": work, "xino": "on"}

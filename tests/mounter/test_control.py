@@ -93,7 +93,9 @@ def test_requests_survive_the_wire(request_: Request) -> None:
     assert decode_request(line) == request_
 
 
-@pytest.mark.parametrize("reply", [STATUS, Done(), Failed("why\nnot")], ids=lambda reply: type(reply).__name__)
+@pytest.mark.parametrize(
+    "reply", [STATUS, Done(), Failed("why\nnot")], ids=lambda reply: type(reply).__name__
+)
 def test_replies_survive_the_wire(reply: Reply) -> None:
     line = encode(reply)
     assert line.count(b"\n") == 1
@@ -107,7 +109,8 @@ def test_what_is_no_request_is_refused(line: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", ['{"wait_seconds": 0}', '{"concurrent_requests": -1}', '{"waitseconds": 5}', '{"log_limit": 1}']
+    "settings",
+    ['{"wait_seconds": 0}', '{"concurrent_requests": -1}', '{"waitseconds": 5}', '{"log_limit": 1}'],
 )
 def test_settings_are_checked(settings: str) -> None:
     with pytest.raises(msgspec.ValidationError):

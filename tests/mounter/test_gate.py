@@ -12,8 +12,8 @@ from concurrent.futures import wait
 import pytest
 
 from fetcher.nodes import Node
-from mounter.lowers import lazy_id, lazy_path
-from mounter.lowers import Meta
+from fetcher.store import FileSource
+from mounter.lowers import Meta, lazy_id, lazy_path
 from mounter.probe import Mode
 from mounter.settings import MounterSettings
 from tests.estargz import dir, file, hardlink, symlink
@@ -138,6 +138,19 @@ def test_first_opens_in_one_directory_do_not_queue(node: GateNode) -> None:
     assert {name: future.result() for name, future in opens.items()} == contents
 
 
+def test_reads_of_large_files_do_not_queue(node: GateNode) -> None:
+    node.start(settings=MounterSettings(assumed_bandwidth=1, concurrent_requests=64))
+    contents = {f"f{number}": noise(300_000, number) for number in range(20)}
+    layer = node.add([file(name, content) for name, content in contents.items()])
+    root = node.container(layer)
+    node.fault("hold")
+    reads = {name: node.background(lambda name=name: read(root, name)) for name in contents}  # type: ignore[misc]
+    # The kernel's own limit is 12 read-ahead requests a mount.
+    until(lambda: len(node.requests()) == 20, "20 requests at a time")
+    node.mend("hold")
+    assert {name: future.result() for name, future in reads.items()} == contents
+
+
 def test_many_opens_of_one_file_make_one_request(node: GateNode) -> None:
     node.start()
     layer = node.add(TREE)
@@ -193,7 +206,9 @@ def test_wrong_bytes_never_reach_a_reader(node: GateNode) -> None:
 def test_a_large_file_comes_by_chunks_and_becomes_a_plain_one(node: GateNode) -> None:
     node.start(settings=CHUNKWISE)
     content = noise(1_000_000)
-    layer = node.add([file("before", b"x" * 50), file("large", content), file("after", b"y")], chunk_size=65536)
+    layer = node.add(
+        [file("before", b"x" * 50), file("large", content), file("after", b"y")], chunk_size=65536
+    )
     root = node.container(layer)
     with open(os.path.join(root, "large"), "rb", buffering=0) as large:
         assert large.seek(700_000)
@@ -339,8 +354,6 @@ def test_the_gate_lists_nothing_and_takes_nothing(node: GateNode) -> None:
 def test_several_sources_are_tried_in_turn(node: GateNode) -> None:
     node.start()
     layer = node.add(TREE)
-    from fetcher.store import FileSource
-
     node.store.add_sources(layer, [FileSource("/nowhere/blob")], [])
     assert read(node.container(layer), "usr/lib/hello") == HELLO
     assert len(node.requests()) == 2, "the newest source first, then the one that has it"

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.root
 
 TREE = [
     dir("etc/", mode=0o750, uid=3, gid=4, mtime=1_500_000_000),
-    file("etc/passwd", b"root:x:0:0", mode=0o640, uid=1, xattrs={"user.note": b"\x00\xff", "security.x": b"1"}),
+    file(
+        "etc/passwd", b"root:x:0:0", mode=0o640, uid=1, xattrs={"user.note": b"\x00\xff", "security.x": b"1"}
+    ),
     file("etc/empty"),
     symlink("etc/link", "../usr/päth"),
     hardlink("etc/shadow", "etc/passwd"),

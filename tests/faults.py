@@ -1,0 +1,108 @@
+"""What `tests.faulty_registry` can be told to do to a request, and how it may ask for a login."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["manifest", "blob", "token", "storage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Answer with this status, and nothing of what was asked for."""
+
+    code: int
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IgnoreRange:
+    """Send the whole with 200."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseSuffix:
+    """Answer `bytes=-N`, and only that, with this status."""
+
+    code: int = 416
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Reset the connection after `after` bytes of the body."""
+
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """Close the connection after `after` bytes of the body, as if that were all."""
+
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftRange:
+    """Send another range than the one asked for, `by` bytes further on, and say so."""
+
+    by: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ShortRange:
+    """Send a valid 206 with no more than `limit` bytes of the range asked for; of a suffix, the last."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class WrongBytes:
+    """Flip every bit of the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """Send no more than this many bytes a second."""
+
+    bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Take the request and never answer."""
+
+
+Fault = (
+    Status
+    | IgnoreRange
+    | RefuseSuffix
+    | Drop
+    | Truncate
+    | ShiftRange
+    | ShortRange
+    | WrongBytes
+    | Throttle
+    | Silence
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BasicLogin:
+    """Every request needs these credentials."""
+
+    username: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class BearerLogin:
+    """Every request needs a token, which the token endpoint gives for these credentials.
+
+    Without a user name it gives tokens to anybody; `identity_token` is what the OAuth2 POST asks for.
+    """
+
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""
+    expires_in: int = 300

@@ -1,0 +1,187 @@
+"""Streams: layers brought here by real worker processes, from blobs in local files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from fetcher.blob import FileBlob
+from fetcher.opening import open_layer
+from fetcher.progress import Field
+from fetcher.store import FileSource, LayerStore
+from mounter.meta import meta_path, metas, release_meta
+from snapshotter.config import Config, StreamConfig
+from snapshotter.errors import Unavailable
+from snapshotter.streams import LayerStreams, State
+from tests.estargz import Entry, Layer, build, dir, file, landmark, symlink
+
+pytestmark = [pytest.mark.root, pytest.mark.anyio]
+
+_PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class _Node:
+    """A store with layers from blobs in files, and what was completed."""
+
+    def __init__(self, path: Path) -> None:
+        self.blobs = path
+        self.store = LayerStore(str(path / "root"))
+        self.store.create_directories()
+        self.completed: list[str] = []
+        self.config = Config()
+
+    async def open(self, layer: Layer, name: str) -> str:
+        path = self.blobs / name
+        path.write_bytes(layer.blob)  # noqa: ASYNC240 - a test's small file
+        return await open_layer(
+            self.store,
+            FileBlob(str(path)),
+            digest=layer.digest,
+            size=len(layer.blob),
+            promised_toc_digest=layer.toc_digest,
+            source=FileSource(str(path)),
+            image=name,
+        )
+
+    @asynccontextmanager
+    async def streams(self) -> AsyncIterator[LayerStreams]:
+        streams = LayerStreams(self.store, self.config, completed=self.completed.append)
+        try:
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(streams.run)
+                yield streams
+                tasks.cancel_scope.cancel()
+        finally:
+            for layer in metas(self.store.root):
+                release_meta(self.store.root, layer)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(_PATIENCE_SECONDS):
+        while not condition():  # noqa: ASYNC110 - other processes make it true
+            await anyio.sleep(0.01)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> _Node:
+    return _Node(tmp_path)
+
+
+def _entries(count: int = 20) -> list[Entry]:
+    return [
+        dir("usr/", mode=0o755),
+        file("usr/first", b"first" * 100, mode=0o4755),
+        landmark(),
+        *(file(f"usr/file{number}", bytes([number]) * 3000) for number in range(count)),
+        symlink("link", "usr/first"),
+    ]
+
+
+async def test_a_wanted_layer_becomes_complete(node: _Node) -> None:
+    layer = await node.open(build(_entries()), "image")
+    async with node.streams() as streams:
+        assert streams.state(layer) == (State.STUB, None)
+        await streams.ready(layer)
+        assert os.path.exists(os.path.join(meta_path(node.store.root, layer), "usr/first"))
+        await _until(lambda: node.completed == [layer])
+        assert streams.state(layer) == (State.COMPLETE, None)
+        assert not streams.works_on(layer)
+    assert Path(node.store.fs(layer), "usr/file7").read_bytes() == bytes([7]) * 3000
+    assert os.stat(os.path.join(node.store.fs(layer), "usr/first")).st_mode & 0o7777 == 0o4755
+    assert os.readlink(os.path.join(node.store.fs(layer), "link")) == "usr/first"
+    progress = node.store.progress(layer)
+    assert progress[Field.FILES_DONE] == progress[Field.FILES_TOTAL] == 21
+    assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
+
+
+async def test_more_layers_than_places_all_become_complete(node: _Node) -> None:
+    layers = [await node.open(build(_entries(count)), f"image{count}") for count in range(1, 10)]
+    async with node.streams() as streams:
+        for layer in layers:
+            streams.want(layer)
+        await _until(lambda: sorted(node.completed) == sorted(layers))
+
+
+async def test_without_streaming_only_the_prefetch_range_comes(node: _Node) -> None:
+    node.config = Config(stream=StreamConfig(enabled=False))
+    layer = await node.open(build(_entries()), "image")
+    async with node.streams() as streams:
+        await streams.ready(layer)
+        fs = Path(node.store.fs(layer))
+        await _until(lambda: (fs / "usr/first").exists())
+        await _until(lambda: streams.state(layer)[0] is State.STUB)
+        assert not (fs / "usr/file3").exists()
+        streams.configure(Config())
+        await _until(lambda: node.completed == [layer])
+    assert (fs / "usr/file3").exists()
+
+
+async def test_wrong_bytes_fail_the_layer_and_show_nothing(node: _Node) -> None:
+    good = build(_entries())
+    layer = await node.open(good, "image")
+    path = node.blobs / "image"
+    member = node.store.tree(layer).members[5]
+    blob = bytearray(good.blob)
+    blob[member.offset + 12] ^= 0xFF
+    path.write_bytes(blob)  # noqa: ASYNC240
+    async with node.streams() as streams:
+        await streams.ready(layer)
+        await _until(lambda: streams.state(layer)[0] is State.FAILED)
+        assert streams.state(layer)[1]
+        wrong = member.pieces[0][0]
+        assert not os.path.exists(os.path.join(node.store.fs(layer), wrong.path))
+        assert not node.store.is_complete(layer)
+
+
+async def test_a_layer_that_nobody_wants_any_more_is_left(node: _Node) -> None:
+    node.config = Config(stream=StreamConfig(bytes_per_second=1))
+    layer = await node.open(build(_entries()), "image")
+    async with node.streams() as streams:
+        await streams.ready(layer)
+        streams.keep_only([])
+        assert not streams.works_on(layer)
+    assert not node.store.is_complete(layer)
+
+
+async def test_a_layer_whose_toc_is_damaged_on_disk_is_unavailable(node: _Node) -> None:
+    layer = await node.open(build(_entries()), "image")
+    Path(node.store.directory(layer), "toc.json").write_bytes(b"{}")
+    async with node.streams() as streams:
+        with pytest.raises(Unavailable, match="digest"):
+            await streams.ready(layer)
+
+
+async def test_meta_of_a_complete_layer_is_built_without_its_blob(node: _Node) -> None:
+    layer = await node.open(build(_entries()), "image")
+    async with node.streams() as streams:
+        streams.want(layer)
+        await _until(lambda: node.completed == [layer])
+        release_meta(node.store.root, layer)
+        (node.blobs / "image").unlink()
+        await streams.ready(layer)
+        assert metas(node.store.root) == [layer]
+
+
+async def test_after_a_power_loss_a_file_with_other_content_is_fetched_again(node: _Node) -> None:
+    layer = await node.open(build(_entries()), "image")
+    fs = Path(node.store.fs(layer))
+    (fs / "usr").mkdir()
+    (fs / "usr/file3").write_bytes(bytes(3000))
+    (fs / "usr/file4").write_bytes(bytes([4]) * 3000)
+    kept = (fs / "usr/file4").stat().st_ino
+    Path(node.store.directory(layer), "boot").write_text("another")
+    async with node.streams() as streams:
+        streams.want(layer)
+        await _until(lambda: node.completed == [layer])
+    assert (fs / "usr/file3").read_bytes() == bytes([3]) * 3000
+    assert (fs / "usr/file4").stat().st_ino == kept
