@@ -20,7 +20,7 @@ HOLD_SECONDS: Final = 1.0
 """How long one mark lasts; refresh it more often than that while work goes on."""
 
 _HOLD = int(HOLD_SECONDS * 1e9)
-SLOTS: Final = 8
+_SLOTS = 8
 
 
 class Slot(enum.IntEnum):
@@ -37,9 +37,9 @@ class Demand:
         fd = os.open(os.path.join(root, "demand"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # Not ftruncate: a write to a mapped hole is a SIGBUS where the disk is full.
-            os.posix_fallocate(fd, 0, SLOTS * 8)
+            os.posix_fallocate(fd, 0, _SLOTS * 8)
             # One store a mark; struct.pack_into clears the bytes first, and a reader may see that.
-            self._deadlines = memoryview(mmap.mmap(fd, SLOTS * 8)).cast("Q")
+            self._deadlines = memoryview(mmap.mmap(fd, _SLOTS * 8)).cast("Q")
         finally:
             os.close(fd)
 

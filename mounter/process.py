@@ -27,7 +27,7 @@ import resource
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Final
 
@@ -65,7 +65,7 @@ from mounter.probe import Mode
 from mounter.server import ControlServer
 from mounter.settings import MounterSettings
 from mounter.stub import Stub
-from mounter.syscalls import detach
+from mounter.syscalls import detach, mount
 
 log = structlog.get_logger("layergate.mounter")
 
@@ -73,6 +73,7 @@ _MAX_TASKS: Final = 4096
 """Requests that may wait at a time. Each has a buffer of 1 MiB, of which a page is touched."""
 
 _OPTIONS: Final = frozenset({"fsname=layergate", "subtype=layergate", "allow_other", "ro"})
+_FUSE_CONNECTIONS: Final = "/sys/fs/fuse/connections"
 _OOM_SCORE: Final = -500
 _CLOSE_SECONDS: Final = 5.0
 _ADOPT_SECONDS: Final = 60.0
@@ -125,7 +126,7 @@ class MounterProcess:
             self._tasks.start_soon(self._sweep)
             await self._tasks.start(self._serve_signals)
             await self._tasks.start(self._server.serve)
-            await to_thread.run_sync(_let_many_wait, self._gate)
+            await to_thread.run_sync(_let_many_wait, self.root, self._gate)
             log.info("mounted", gate=self._gate, mode=self.mode.value, pid=os.getpid())
             ready()
         log.info("ended", retired=self._retired)
@@ -258,15 +259,32 @@ def _lock(path: str) -> int:
     return fd
 
 
-def _let_many_wait(gate: str) -> None:
+def _let_many_wait(root: str, gate: str) -> None:
     """Raise the kernel's limit of 12 read-ahead requests at a time: slow files would use it up for all."""
-    directory = f"/sys/fs/fuse/connections/{os.minor(os.stat(gate).st_dev)}"
-    for name in ("max_background", "congestion_threshold"):
-        try:
-            with open(os.path.join(directory, name), "w", encoding="ascii") as file:
-                file.write(str(_MAX_TASKS))
-        except OSError as error:  # fusectl is not mounted, say
-            log.warning("limit_not_raised", limit=name, error=str(error))
+    try:
+        with _fuse_connections(root) as directory:
+            connection = os.path.join(directory, str(os.minor(os.stat(gate).st_dev)))
+            for name in ("max_background", "congestion_threshold"):
+                with open(os.path.join(connection, name), "w", encoding="ascii") as file:
+                    file.write(str(_MAX_TASKS))
+    except OSError as error:
+        log.warning("limit_not_raised", error=str(error))
+
+
+@contextlib.contextmanager
+def _fuse_connections(root: str) -> Iterator[str]:
+    """The kernel's directory of FUSE connections: systemd's mount of it, or one of our own for the block."""
+    if os.listdir(_FUSE_CONNECTIONS):
+        yield _FUSE_CONNECTIONS
+        return
+    own = os.path.join(root, "connections")
+    os.makedirs(own, mode=0o700, exist_ok=True)
+    mount("fusectl", own, "fusectl")
+    try:
+        yield own
+    finally:
+        detach(own)
+        os.rmdir(own)
 
 
 @functools.cache

@@ -139,7 +139,7 @@ def test_first_opens_in_one_directory_do_not_queue(node: GateNode) -> None:
 
 
 def test_reads_of_large_files_do_not_queue(node: GateNode) -> None:
-    node.start(settings=MounterSettings(assumed_bandwidth=1, concurrent_requests=64))
+    node.start(settings=MounterSettings(assumed_bandwidth=1, concurrent_requests=64, wait_seconds=600))
     contents = {f"f{number}": noise(300_000, number) for number in range(20)}
     layer = node.add([file(name, content) for name, content in contents.items()])
     root = node.container(layer)
