@@ -24,10 +24,11 @@ _SLOTS = 8
 
 
 class Slot(enum.IntEnum):
-    """Who has foreground work; one process owns each."""
+    """Who has foreground work; one process owns each of the first two, and all manual mounts share one."""
 
     ON_DEMAND = 0
     PREFETCH = 1
+    MANUAL = 2
 
 
 class Demand:

@@ -11,6 +11,7 @@
     ├── FormatError                 bytes that are not what the format says
     │   ├── NotEstargz              no eStargz footer: an ordinary layer
     │   └── InvalidToc              a table of contents that contradicts itself
+    ├── SourceNotFound              no such file, or no such image, tag or platform in an OCI layout
     ├── VerificationError           bytes whose digest is not the one promised
     └── StoreError                  the local disk refused; .errno
 
@@ -68,6 +69,10 @@ class NotEstargz(FormatError):
 
 class InvalidToc(FormatError):
     """A table of contents that is malformed or contradicts itself."""
+
+
+class SourceNotFound(FetchError):
+    """A local source is not there: a file, a layout, or an image of that tag or platform in it."""
 
 
 class VerificationError(FetchError):

@@ -32,7 +32,7 @@ _REMEMBERED: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A registry's final answer; `blocks` is its body as it comes off the connection."""
+    """A registry's final answer; `blocks` is its body as it comes, if `status` is below 400."""
 
     status: int
     headers: httpx.Headers
@@ -77,6 +77,8 @@ class Exchange:
         blocks = response.aiter_raw()
         try:
             with network_errors(subject, response.request.url):
+                if response.status_code >= 400:
+                    await discard(response)
                 if response.status_code not in accept:
                     anonymous = self._authenticator.is_anonymous(subject)
                     raise_status(subject, response, anonymous=anonymous)

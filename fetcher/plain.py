@@ -142,7 +142,8 @@ class PlainLayer:
     def finish(self) -> None:
         """Make all that is not a regular file with content, set directories' attributes, and sync to disk.
 
-        Every regular file must be here. May be repeated after a crash. Raises StoreError.
+        Every regular file must be here. May be repeated after a crash. Raises StoreError, also where a
+        file is missing: whoever marks the layer complete next promises that none is.
         """
         directories = []
         for node in self.tree.inodes():
@@ -150,7 +151,9 @@ class PlainLayer:
                 if node.kind is Kind.DIRECTORY:
                     directories.append(node)
                 elif node.kind is Kind.REGULAR:
-                    if not node.size and not self.has(node):
+                    if not self.has(node):
+                        if node.size:
+                            raise FileNotFoundError(errno.ENOENT, "it has not been fetched")
                         self.write(node, b"")
                 else:
                     self._make_special(node)

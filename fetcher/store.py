@@ -7,6 +7,8 @@
                         lock        flock: held by whoever streams the layer
                         boot        the boot under which an incomplete fs/ was written
                         complete    the completion mark, written after syncfs
+    ROOT/layers/.new-*              a layer that is being made
+    ROOT/layers.lock                flock: shared while a layer is made
 
 The file system is the truth: a file in fs/ is whole and verified, because it
 was linked in as such; a layer is complete when its mark is there. A new layer
@@ -119,8 +121,10 @@ class LayerStore:
         Raises StoreError if the disk refuses.
         """
         layer = layer_key(record.digest, record.toc_digest)
-        with _refusals(f"cannot keep layer {record.digest} below {self.layers_directory}"):
-            self.create_directories()
+        with (
+            _refusals(f"cannot keep layer {record.digest} below {self.layers_directory}"),
+            self._making(fcntl.LOCK_SH),
+        ):
             if not self.exists(layer):
                 fresh = tempfile.mkdtemp(prefix=".new-", dir=self.layers_directory)
                 try:
@@ -188,16 +192,33 @@ class LayerStore:
         self._write(layer, "complete", b"")
 
     @contextlib.contextmanager
-    def lock(self, layer: str, name: str = "lock") -> Iterator[None]:
-        """Hold one of the layer's locks; waits for other processes. `lock` is the right to stream it.
+    def nothing_is_made(self) -> Iterator[None]:
+        """Hold off the making of layers for the block: a `.new-` directory is a crash's then. Raises OSError."""
+        with self._making(fcntl.LOCK_EX):
+            yield
 
-        Raises StoreError, if the layer is gone for one.
+    @contextlib.contextmanager
+    def _making(self, kind: int) -> Iterator[None]:
+        self.create_directories()
+        fd = os.open(f"{self.layers_directory}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, kind)
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def lock(self, layer: str, name: str = "lock", *, wait: bool = True) -> Iterator[None]:
+        """Hold one of the layer's locks. `lock` is the right to stream it.
+
+        Waits for other processes, or with `wait=False` raises BlockingIOError. Raises StoreError, if the
+        layer is gone for one.
         """
         path = os.path.join(self.directory(layer), name)
         with _refusals(f"cannot lock {path}"):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         finally:
             os.close(fd)

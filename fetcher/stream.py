@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -176,9 +176,10 @@ class LayerStream:
         """Inflate a member as it arrives, keeping nothing of it but the slice at hand."""
         inflater = MemberInflater(wanted)
         sink = _PieceSink(self, iter(member.pieces))
-        async for block in reader.blocks(member.end - member.offset):
-            for output in inflater.feed(block):
-                sink.feed(output)
+        async with contextlib.aclosing(reader.blocks(member.end - member.offset)) as blocks:
+            async for block in blocks:
+                for output in inflater.feed(block):
+                    sink.feed(output)
         sink.finish()
 
 
@@ -257,7 +258,7 @@ class _SpanReader:
         parts = [bytes(block) async for block in self.blocks(count)]
         return b"".join(parts)
 
-    async def blocks(self, count: int) -> AsyncIterator[memoryview]:
+    async def blocks(self, count: int) -> AsyncGenerator[memoryview, None]:
         """The next `count` bytes, as they come."""
         while count:
             if not self._view:

@@ -34,6 +34,8 @@ from mounter.settings import MounterSettings
 
 _START_SECONDS: Final = 30.0
 _ANSWER_SECONDS: Final = 10.0
+_ALLOCATION: Final = {"PYTHONMALLOC": "malloc", "MALLOC_ARENA_MAX": "2"}
+"""So that memory goes back to the system when a tree is given up: 15 MiB after two trees of 20,000 files."""
 
 R = TypeVar("R", bound=Reply)
 
@@ -135,8 +137,7 @@ def start_mounter(root: str, settings: MounterSettings, mode: Mode) -> Mounter:
             stderr=subprocess.PIPE,
             pass_fds=[reader],
             cwd="/",
-            # One arena less per thread: the threads of a mounter copy little and hold nothing.
-            env={**os.environ, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "2"},
+            env={**os.environ, **_ALLOCATION, "PYTHONPATH": path},
             timeout=_START_SECONDS,
             check=False,
         )

@@ -46,9 +46,10 @@ class Late:
             try:
                 self._link(plain, late)
             except FileExistsError:
-                # Another process removes this one's links once it is retired; one of them could be due now.
-                if self._retired or not _same_file(plain, late):
-                    return False
+                if self._retired:
+                    return False  # another process removes it, now perhaps
+                if not _same_file(plain, late):
+                    self._replace(plain, late)
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EMLINK, errno.EXDEV):
                     return False
@@ -101,6 +102,12 @@ class Late:
         except FileNotFoundError:
             os.makedirs(os.path.dirname(late), mode=0o700, exist_ok=True)
             os.link(plain, late, follow_symlinks=False)
+
+    def _replace(self, plain: str, late: str) -> None:
+        """Put the plain file in the place of another one, left from an earlier life of the layer."""
+        fresh = f"{late}.{os.getpid()}"
+        os.link(plain, fresh, follow_symlinks=False)
+        os.rename(fresh, late)
 
     def _prune(self, directory: str) -> None:
         with suppress(OSError):  # ENOTEMPTY ends it, as it should

@@ -18,16 +18,14 @@ Run in a service of systemd's it needs KillMode=process there, or it is killed w
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import fcntl
 import functools
 import os
-import resource
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from typing import Final
 
@@ -54,18 +52,19 @@ from mounter.control import (
     Warm,
 )
 from mounter.counters import Counters
+from mounter.daemon import READY, allow_many_files, leave_starter, let_many_wait, no_report, spare_from_oom
 from mounter.errors import MounterError, MountFailed
 from mounter.files import OpenFiles
 from mounter.gate import Gate
 from mounter.handover import Late
-from mounter.logfile import LogFile, last_line, log_to
+from mounter.logfile import LogFile, log_to
 from mounter.mountinfo import read_mounts
 from mounter.ondemand import OnDemand, OpenBlob
 from mounter.probe import Mode
 from mounter.server import ControlServer
 from mounter.settings import MounterSettings
 from mounter.stub import Stub
-from mounter.syscalls import detach, mount
+from mounter.syscalls import detach
 
 log = structlog.get_logger("layergate.mounter")
 
@@ -73,8 +72,6 @@ _MAX_TASKS: Final = 4096
 """Requests that may wait at a time. Each has a buffer of 1 MiB, of which a page is touched."""
 
 _OPTIONS: Final = frozenset({"fsname=layergate", "subtype=layergate", "allow_other", "ro"})
-_FUSE_CONNECTIONS: Final = "/sys/fs/fuse/connections"
-_OOM_SCORE: Final = -500
 _CLOSE_SECONDS: Final = 5.0
 _ADOPT_SECONDS: Final = 60.0
 """How often LATE is searched for links that a retired mounter made."""
@@ -126,7 +123,7 @@ class MounterProcess:
             self._tasks.start_soon(self._sweep)
             await self._tasks.start(self._serve_signals)
             await self._tasks.start(self._server.serve)
-            await to_thread.run_sync(_let_many_wait, self.root, self._gate)
+            await to_thread.run_sync(let_many_wait, self.root, self._gate, _MAX_TASKS)
             log.info("mounted", gate=self._gate, mode=self.mode.value, pid=os.getpid())
             ready()
         log.info("ended", retired=self._retired)
@@ -259,34 +256,6 @@ def _lock(path: str) -> int:
     return fd
 
 
-def _let_many_wait(root: str, gate: str) -> None:
-    """Raise the kernel's limit of 12 read-ahead requests at a time: slow files would use it up for all."""
-    try:
-        with _fuse_connections(root) as directory:
-            connection = os.path.join(directory, str(os.minor(os.stat(gate).st_dev)))
-            for name in ("max_background", "congestion_threshold"):
-                with open(os.path.join(connection, name), "w", encoding="ascii") as file:
-                    file.write(str(_MAX_TASKS))
-    except OSError as error:
-        log.warning("limit_not_raised", error=str(error))
-
-
-@contextlib.contextmanager
-def _fuse_connections(root: str) -> Iterator[str]:
-    """The kernel's directory of FUSE connections: systemd's mount of it, or one of our own for the block."""
-    if os.listdir(_FUSE_CONNECTIONS):
-        yield _FUSE_CONNECTIONS
-        return
-    own = os.path.join(root, "connections")
-    os.makedirs(own, mode=0o700, exist_ok=True)
-    mount("fusectl", own, "fusectl")
-    try:
-        yield own
-    finally:
-        detach(own)
-        os.rmdir(own)
-
-
 @functools.cache
 def _version() -> str:
     try:
@@ -298,21 +267,6 @@ def _version() -> str:
 def _resident_bytes() -> int:
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _spare_from_oom() -> None:
-    """Ask the kernel to kill others first: this process is small, and containers cannot do without it."""
-    try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(str(_OOM_SCORE))
-    except OSError as error:
-        log.warning("oom_score_not_set", error=str(error))
-
-
-def _allow_many_files() -> None:
-    """Each large file that is open takes a descriptor, each waiting request a socket."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def serve(
@@ -332,8 +286,8 @@ def serve(
     os.chdir("/")
     log_file = LogFile(os.path.join(root, "mounter.log"), settings.log_limit)
     log_to(log_file)
-    _spare_from_oom()
-    _allow_many_files()
+    spare_from_oom()
+    allow_many_files()
     process = MounterProcess(root, mode, settings, log_file=log_file, open_blob=open_blob)
     anyio.run(process.run, ready, backend="trio")
 
@@ -351,9 +305,9 @@ def main() -> int:
     if arguments.settings_fd is not None:
         with open(arguments.settings_fd, "rb") as file:
             settings = msgspec.json.decode(file.read(), type=MounterSettings)
-    report = _detach(root) if arguments.detach else _no_report
+    report = leave_starter(root) if arguments.detach else no_report
     try:
-        serve(root, Mode(arguments.mode), settings, ready=lambda: report("ready"))
+        serve(root, Mode(arguments.mode), settings, ready=lambda: report(READY))
     except (MounterError, OSError) as error:
         log.error("not_started", error=str(error))
         report(str(error))
@@ -364,35 +318,6 @@ def main() -> int:
         report(repr(defect))
         return 1
     return 0
-
-
-def _no_report(text: str) -> None:
-    """Nobody waits."""
-
-
-def _detach(root: str) -> Callable[[str], None]:
-    """Go on in a grandchild of the caller; what is reported first ends the parent, 0 for "ready"."""
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        with open(reader, encoding="utf-8", errors="replace") as pipe:
-            said = pipe.readline().rstrip("\n")
-        if said != "ready":
-            sys.stderr.write((said or last_line(os.path.join(root, "mounter.log"))) + "\n")
-            sys.stderr.flush()
-        os._exit(0 if said == "ready" else 1)
-    os.close(reader)
-    os.setsid()
-
-    def report(text: str) -> None:
-        nonlocal writer
-        if writer >= 0:
-            with contextlib.suppress(BrokenPipeError):  # the starter is dead: so much the more are we needed
-                os.write(writer, text.replace("\n", " ").encode() + b"\n")
-            os.close(writer)
-            writer = -1
-
-    return report
 
 
 if __name__ == "__main__":

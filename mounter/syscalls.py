@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -22,16 +23,22 @@ from typing import Final
 from mounter.overlay import OPTIONS_LIMIT, option_string
 
 # Numbers above 424 are the same on every architecture: include/uapi/asm-generic/unistd.h.
+_OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
 _FSOPEN: Final = 430
 _FSCONFIG: Final = 431
 _FSMOUNT: Final = 432
+_MOUNT_SETATTR: Final = 442
 
 _FSOPEN_CLOEXEC: Final = 1
 _FSMOUNT_CLOEXEC: Final = 1
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
+_OPEN_TREE_CLONE: Final = 1
+_AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_MOVE_MOUNT_BENEATH: Final = 0x200
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
@@ -75,6 +82,16 @@ def detach(target: str) -> None:
     Raises OSError: EINVAL if nothing is mounted on `target`.
     """
     if _libc.umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot unmount: {os.strerror(code)}", target)
+
+
+def unmount(target: str) -> None:
+    """Unmount what is on `target`, the uppermost mount there.
+
+    Raises OSError: EBUSY if it is in use, EINVAL if nothing is mounted on `target`.
+    """
+    if _libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW) < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"cannot unmount: {os.strerror(code)}", target)
 
@@ -151,10 +168,53 @@ def _configured(fstype: str) -> Iterator[_Context]:
 
 def attach(fd: int, target: str) -> None:
     """Put a detached mount on `target`. Raises OSError, naming `target`."""
+    _attach(fd, target, 0)
+
+
+def attach_beneath(fd: int, target: str) -> None:
+    """Put a detached mount beneath the uppermost one on `target`, which still covers it (Linux 6.5).
+
+    Raises OSError, naming `target`: EINVAL where the kernel cannot, or will not for the sake of propagation.
+    """
+    _attach(fd, target, _MOVE_MOUNT_BENEATH)
+
+
+def _attach(fd: int, target: str, flags: int) -> None:
     try:
-        _syscall(_MOVE_MOUNT, fd, b"", -100, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+        _syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH | flags)
     except OSError as error:
         raise OSError(error.errno, f"cannot attach a mount: {error.strerror}", target) from None
+
+
+@contextmanager
+def detached_bind(path: str) -> Iterator[int]:
+    """The directory `path` as a mount of its own, ro, nosuid and nodev; yields its descriptor.
+
+    It is mounted nowhere, and what is mounted below `path` is left out. Raises OSError, naming `path`;
+    ENOSYS before Linux 5.12.
+    """
+    attributes = struct.pack("<4Q", _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, 0, 0, 0)
+    try:
+        fd = _syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot clone a mount: {error.strerror}", path) from None
+    try:
+        try:
+            _syscall(_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, attributes, len(attributes))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot make a mount read-only: {error.strerror}", path) from None
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def mount_id(fd: int) -> int:
+    """The id, as mountinfo has it, of the mount that a descriptor is on."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("mnt_id:"):
+                return int(line.removeprefix("mnt_id:"))
+    raise OSError(errno.ENOTSUP, "the kernel does not tell which mount a file is on")
 
 
 @contextmanager
@@ -197,25 +257,30 @@ def mount_overlay(
     Raises OSError, naming `target`, with what the kernel said.
     """
     try:
-        _mount_by_parts(target, lower, data, options, read_only=read_only)
-    except _NoLowerPlus:
+        with detached_overlay(lower=lower, data=data, options=options, read_only=read_only) as fd:
+            attach(fd, target)
+    except NoSeparateLowers:
         mount_overlay_by_string(target, lower=lower, data=data, options=options, read_only=read_only)
     except OSError as error:
         raise OSError(error.errno, error.strerror, target) from None
 
 
-class _NoLowerPlus(Exception):
+class NoSeparateLowers(Exception):
     """The kernel (before 6.8) takes lower directories in one string only."""
 
 
-def _mount_by_parts(
-    target: str,
-    lower: Sequence[str],
-    data: Sequence[str],
-    options: Mapping[str, str | None],
+@contextmanager
+def detached_overlay(
     *,
+    lower: Sequence[str],
+    data: Sequence[str] = (),
+    options: Mapping[str, str | None],
     read_only: bool,
-) -> None:
+) -> Iterator[int]:
+    """The overlay of `mount_overlay`, mounted nowhere; yields its descriptor.
+
+    Raises NoSeparateLowers, and OSError with what the kernel said.
+    """
     with _configured("overlay") as context:
         context.set("source", "layergate")
         for path in lower:
@@ -223,17 +288,20 @@ def _mount_by_parts(
                 context.add_directory("lowerdir+", path)
             except OSError as error:
                 if error.errno == errno.EINVAL and "Unknown parameter" in str(error):
-                    raise _NoLowerPlus from None
+                    raise NoSeparateLowers from None
                 raise
         for path in data:
             context.add_directory("datadir+", path)
         for key, value in options.items():
-            context.set(key, value)
+            if key in ("upperdir", "workdir") and value is not None:
+                context.add_directory(key, value)
+            else:
+                context.set(key, value)
         if read_only:
             context.set("ro", None)
         fd = context.create(_overlay_attributes(read_only=read_only))
     try:
-        attach(fd, target)
+        yield fd
     finally:
         os.close(fd)
 

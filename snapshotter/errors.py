@@ -7,6 +7,7 @@
     │   └── InvalidFilter          a filter of List that cannot be parsed
     ├── FailedPrecondition         a request that the snapshot's state forbids
     ├── Unavailable                the lazy part cannot serve this snapshot now; a later try may succeed
+    │   └── LayerFailed            a layer could not be brought here; .kind names the error behind it
     ├── MetadataError              the database refused; .path says which file
     │   ├── MetadataInUse          another process holds it
     │   ├── MetadataForeign        the file is not one of ours
@@ -49,6 +50,14 @@ class FailedPrecondition(SnapshotterError):
 
 class Unavailable(SnapshotterError):
     """The lazy part cannot serve a snapshot now; trying again later may help."""
+
+
+class LayerFailed(Unavailable):
+    """A layer could not be brought here; `kind` is the name of fetcher's or mounter's error behind it."""
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class MetadataError(SnapshotterError):

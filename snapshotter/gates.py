@@ -3,10 +3,14 @@
 A mounter outlives serve. What its death takes away is only the gate: files that
 are here stay readable, and streaming brings the others. A new mounter has a
 new gate, so lazy lowers of the old generation are not given out any more.
+
+A manual mount's keeper has a Gates of its own, on the same mounter: whoever
+needs it first starts it, and a keeper that leaves retires it if nobody else uses it.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import anyio
@@ -16,7 +20,10 @@ from anyio import to_thread
 from mounter.client import Mounter, MounterUnreachable, connect, start_mounter
 from mounter.control import Status as MounterStatus
 from mounter.errors import MounterError
+from mounter.lock import locked
 from mounter.probe import Mode, probe
+from mounter.settings import MounterSettings
+from mounter.uses import GATE, Uses, unused
 from snapshotter.config import Config
 from snapshotter.errors import Unavailable
 
@@ -44,6 +51,7 @@ class Gates:
         self._mounter: Mounter | None = None
         self._gate: Gate | None = None
         self._lock = anyio.Lock()
+        self._uses = Uses(root)
         self._reconfigured = anyio.Event()
 
     def configure(self, config: Config) -> None:
@@ -53,19 +61,30 @@ class Gates:
 
     async def attach(self) -> None:
         """After a start: find out what this host can do, and take over a mounter that runs already."""
+        await self.probe_host()
+        try:
+            await self._use()
+            mounter = await to_thread.run_sync(connect, self._root)
+            await self._take(mounter)
+            await to_thread.run_sync(mounter.configure, self._settings)
+        except MounterUnreachable:
+            self._uses.close()
+        except MounterError as error:
+            log.warning("mounter_not_taken_over", error=str(error))
+
+    async def probe_host(self) -> str:
+        """Find out what this host can do; why it cannot do better, "" if there is no better."""
         found = await to_thread.run_sync(probe, self._root)
         self._mode = found.mode
         if self._wanted_mode == "stub" and found.mode is Mode.GATE:
             self._mode = Mode.STUB
         log.info("host_probed", mode=self._mode.value, reason=found.reason or None)
-        try:
-            mounter = await to_thread.run_sync(connect, self._root)
-            await self._take(mounter)
-            await to_thread.run_sync(mounter.configure, self._settings)
-        except MounterUnreachable:
-            return
-        except MounterError as error:
-            log.warning("mounter_not_taken_over", error=str(error))
+        return found.reason
+
+    @property
+    def attached(self) -> bool:
+        """Whether a mounter is in use."""
+        return self._mounter is not None
 
     def possible(self) -> bool:
         """Whether layers can be lazy on this host at all."""
@@ -93,6 +112,16 @@ class Gates:
                 await to_thread.run_sync(self._mounter.warm, layers)
             except MounterError as error:
                 log.warning("mounter_not_warmed", error=str(error))
+
+    async def leave(self) -> None:
+        """Use the mounter no more, and retire it if nobody else does. Raises MounterError, OSError.
+
+        It ends when the last container that may need it is gone.
+        """
+        async with self._lock:
+            self._mounter = self._gate = None
+            self._uses.close()
+            await to_thread.run_sync(retire_unused, self._root)
 
     async def status(self) -> MounterStatus | None:
         """What the mounter says of itself; None if none runs."""
@@ -128,10 +157,17 @@ class Gates:
     async def _start(self) -> None:
         if self._mode not in (Mode.GATE, Mode.STUB):
             raise Unavailable("layers cannot be lazy on this host: see layergate doctor")
+        await self._use()
         try:
-            await self._take(await to_thread.run_sync(start_mounter, self._root, self._settings, self._mode))
+            await self._take(
+                await to_thread.run_sync(_connect_or_start, self._root, self._settings, self._mode)
+            )
         except MounterError as error:
             raise Unavailable(f"the mounter cannot be started: {error}") from error
+
+    async def _use(self) -> None:
+        if GATE not in self._uses:
+            await to_thread.run_sync(self._uses.add, GATE)
 
     async def _take(self, mounter: Mounter) -> None:
         status = await to_thread.run_sync(mounter.status)
@@ -139,3 +175,29 @@ class Gates:
         if gate != self._gate:
             log.info("mounter_attached", pid=status.pid, mode=status.mode, generation=status.generation)
         self._mounter, self._gate = mounter, gate
+
+
+def _connect_or_start(root: str, settings: MounterSettings, mode: Mode) -> Mounter:
+    """The mounter that runs, or a new one; of several processes that try at once, one starts it."""
+    with locked(os.path.join(root, "mounter.start")):
+        try:
+            return connect(root)
+        except MounterUnreachable:
+            return start_mounter(root, settings, mode)
+
+
+def retire_unused(root: str) -> None:
+    """Retire the mounter, or clear away what a killed one left, if no process uses it.
+
+    Blocking. Raises MounterError, OSError.
+    """
+    with unused(root, GATE) as free:
+        if not free:
+            return
+        try:
+            connect(root).retire()
+        except MounterUnreachable:
+            # Nobody holds the gate, so what is still mounted there is dead.
+            from mounter.process import clear_gate  # here, as it loads libfuse
+
+            clear_gate(os.path.join(os.path.realpath(root), "gate"))

@@ -1,24 +1,16 @@
 """The lazy part of the snapshotter: `Lowers` on a layer store, streams and the mounter.
 
-What a chain stands on. Complete layers are native directories. From the
-uppermost incomplete layer down to the bottom of the chain, everything stands in
-one lazy lower, complete layers too, as META: a directory inside PLAIN cannot be
-a layer of a mount that has PLAIN as its data.
-
-    chain (uppermost first)     complete   incomplete   complete   ordinary
-    lowerdirs                   native     `------ one lazy lower -------'
-
 When a lazy lower is released. Mounts that stand on it hold what they need
 themselves, so its mount point matters only between our answer and the mount
 that follows it. It goes when no snapshot that was given it is left, or when all
 its layers are complete and the last answer that named it is `mount_seconds` old.
-META of a layer goes with the last lazy lower that has it.
+META of a layer goes with the last lazy lower that has it. Nothing goes that another
+process uses (`mounter.uses`): a manual mount may stand on the same layers.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -32,17 +24,11 @@ from fetcher.errors import FetchError, InvalidReference, NotEstargz
 from fetcher.manifest import Platform
 from fetcher.store import LayerStore
 from mounter.errors import MounterError
-from mounter.lowers import (
-    Directory,
-    Meta,
-    Part,
-    lazy_id,
-    lazy_lowers,
-    mount_lazy_lower,
-    release_lazy_lower,
-)
-from mounter.meta import metas, release_meta
+from mounter.lowers import Meta, lazy_id, lazy_lowers, mount_lazy_lower
+from mounter.meta import metas
 from mounter.probe import Mode
+from mounter.uses import Uses, release_unused_lower, release_unused_meta
+from snapshotter.chains import distinct, lower_parts, split_chain, tree_paths
 from snapshotter.config import Config
 from snapshotter.directories import disk_usage
 from snapshotter.errors import Unavailable
@@ -61,7 +47,8 @@ _RELEASE_INTERVAL_SECONDS: Final = 5.0
 class _Given:
     """A lazy lower that was given to a snapshot, and when (monotonic seconds)."""
 
-    lazy: str
+    lazy: str | None
+    """None where the gate shows trees: then the gate itself is what was given."""
     since: float
 
 
@@ -79,7 +66,9 @@ class LazyLowers:
         self._given: dict[str, _Given] = {}
         self._changed = anyio.Event()
         self._mounting = anyio.Lock()
-        self._pinned: Counter[str] = Counter()
+        self._uses = Uses(store.root)
+        self._composing = 0
+        """Calls of `lowerdirs` under way: they need the gate from when they asked for it."""
         self._usage: dict[str, tuple[int, int]] = {}
 
     def configure(self, config: Config) -> None:
@@ -125,31 +114,41 @@ class LazyLowers:
 
     async def lowerdirs(self, key: str, chain: Sequence[Link]) -> Lowerdirs:
         """Native directories where layers are complete, a lazy lower for the rest. Raises Unavailable."""
-        native, rest = await to_thread.run_sync(self._split, chain)
+        native, rest = await to_thread.run_sync(split_chain, self._store, chain)
         if not rest:
             return Lowerdirs(tuple(native))
         layers = [link.layer for link in rest if isinstance(link, LazyLink)]
-        self._pinned.update(layers)
+        pins = Uses(self._store.root)
+        self._composing += 1
         try:
             for layer in layers:
+                await to_thread.run_sync(pins.add, layer)
                 await self._streams.ready(layer)
             gate = await self._gates.current()
             if gate.mode is Mode.STUB:
-                return Lowerdirs((*native, *(self._tree_path(link) for link in rest)))
+                self._given[key] = _Given(None, anyio.current_time())
+                trees = os.path.join(self._store.root, "gate")
+                return Lowerdirs((*native, *tree_paths(self._store, rest, trees)))
             path = await self._lazy_lower(key, rest, gate)
             await self._gates.warm([layer for layer in layers if not self._store.is_complete(layer)])
             return Lowerdirs((*native, path), lazy=True)
         except MounterError as error:
             raise Unavailable(f"snapshot {key!r}: {error}") from error
         finally:
-            self._pinned.subtract(layers)
+            self._composing -= 1
+            pins.close()
 
     async def _lazy_lower(self, key: str, links: Sequence[Link], gate: Gate) -> str:
-        parts = _parts(links)
+        parts = lower_parts(links)
+        lazy = lazy_id(parts, gate.generation)
         async with self._mounting:
-            path = await to_thread.run_sync(mount_lazy_lower, self._store.root, parts, gate.generation)
-            self._given[key] = _Given(lazy_id(parts, gate.generation), anyio.current_time())
-        return path
+            await self._use(lazy)
+            self._given[key] = _Given(lazy, anyio.current_time())
+            return await to_thread.run_sync(mount_lazy_lower, self._store.root, parts, gate.generation)
+
+    async def _use(self, lazy: str) -> None:
+        if lazy not in self._uses:
+            await to_thread.run_sync(self._uses.add, lazy)
 
     async def usage(self, layer: str) -> tuple[int, int]:
         """Bytes and inodes of the layer's plain directory; remembered once it is complete."""
@@ -188,9 +187,10 @@ class LazyLowers:
         now = anyio.current_time()
         lowers = await to_thread.run_sync(lazy_lowers, self._store.root)
         for key, chain in standing:
-            parts = _parts(chain)
+            parts = lower_parts(distinct(chain))
             for lower in lowers:
                 if lower.mounted and parts[-len(lower.parts) :] == list(lower.parts):
+                    await self._use(lower.id)
                     self._given[key] = _Given(lower.id, now)
         self._changed.set()
 
@@ -201,53 +201,38 @@ class LazyLowers:
                 await self._changed.wait()
             self._changed = anyio.Event()
             async with self._mounting:
-                await self._release()
-
-    def _split(self, chain: Sequence[Link]) -> tuple[list[str], list[Link]]:
-        """Native directories down to the uppermost incomplete layer, and the chain from there on."""
-        incomplete = [
-            number
-            for number, link in enumerate(chain)
-            if isinstance(link, LazyLink) and not self._store.is_complete(link.layer)
-        ]
-        first = incomplete[0] if incomplete else len(chain)
-        native = [
-            self._store.fs(link.layer) if isinstance(link, LazyLink) else link.path for link in chain[:first]
-        ]
-        return native, list(chain[first:])
-
-    def _tree_path(self, link: Link) -> str:
-        """A layer as a directory where the gate shows whole trees."""
-        if isinstance(link, LazyLink):
-            if self._store.is_complete(link.layer):
-                return self._store.fs(link.layer)
-            return os.path.join(self._store.root, "gate", link.layer, "fs")
-        return link.path
+                try:
+                    await self._release()
+                except (MounterError, OSError) as error:
+                    log.error("not_released", error=str(error))
 
     async def _release(self) -> None:
         """Take away what nothing needs; nothing is mounted meanwhile."""
         root = self._store.root
         latest = anyio.current_time() - self._config.lazy.mount_seconds
-        given: dict[str, float] = {}
+        given: dict[str | None, float] = {}
         for one in self._given.values():
             given[one.lazy] = max(one.since, given.get(one.lazy, 0.0))
+        if given.get(None, latest) < latest:
+            self._given = {key: one for key, one in self._given.items() if one.lazy is not None}
         kept: set[str] = set()
         for lower in await to_thread.run_sync(lazy_lowers, root):
             layers = [part.layer for part in lower.parts if isinstance(part, Meta)]
             since = given.get(lower.id)
             passed_on = since is not None and since < latest and all(map(self._store.is_complete, layers))
             if since is None or passed_on or not lower.mounted:
-                await to_thread.run_sync(release_lazy_lower, root, lower.id)
+                if lower.id in self._uses:
+                    self._uses.drop(lower.id)
                 self._given = {key: one for key, one in self._given.items() if one.lazy != lower.id}
-                log.info("lazy_lower_released", lazy=lower.id, complete=passed_on)
+                if await to_thread.run_sync(release_unused_lower, root, lower.id):
+                    log.info("lazy_lower_released", lazy=lower.id, complete=passed_on)
             else:
                 kept.update(layers)
         for layer in await to_thread.run_sync(metas, root):
-            if layer not in kept and not self._pinned[layer] and not self._streams.works_on(layer):
-                await to_thread.run_sync(release_meta, root, layer)
+            if layer in kept or self._streams.works_on(layer):
+                continue
+            if await to_thread.run_sync(release_unused_meta, root, layer):
                 log.info("meta_released", layer=layer)
-
-
-def _parts(links: Sequence[Link]) -> list[Part]:
-    """The links as parts of a lazy lower."""
-    return [Meta(link.layer) if isinstance(link, LazyLink) else Directory(link.path) for link in links]
+        needed = self._given or self._composing or self._streams.works_on_any()
+        if self._gates.attached and not needed:
+            await self._gates.leave()

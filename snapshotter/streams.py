@@ -26,8 +26,9 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from fetcher.demand import HOLD_SECONDS, Demand, Slot
 from fetcher.store import LayerStore
+from mounter.uses import Uses
 from snapshotter.config import Config
-from snapshotter.errors import Unavailable
+from snapshotter.errors import LayerFailed, Unavailable
 from snapshotter.worker import Failed, Prefetched, Report, Task
 from snapshotter.workers import Worker, start_fork_server
 
@@ -57,7 +58,9 @@ class _Job:
     ready: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     worker: Worker | None = None
+    prefetched: anyio.Event = field(default_factory=anyio.Event)
     mountable: bool = False
+    has_prefetch: bool = False
     failure: Failed | None = None
 
     def become_ready(self) -> None:
@@ -66,23 +69,40 @@ class _Job:
         self.failure = None
         self.ready.set()
 
+    def become_prefetched(self) -> None:
+        """The prefetch range is here."""
+        self.has_prefetch = True
+        self.prefetched.set()
+
     def fail(self, failure: Failed) -> None:
         """The try failed; whoever waits is told."""
         self.failure = failure
+        self.end()
+
+    def end(self) -> None:
+        """Nobody waits any longer."""
         self.ready.set()
+        self.prefetched.set()
 
 
 class LayerStreams:
     """Brings wanted layers here; `run` must be running in a task group for anything to happen."""
 
-    def __init__(self, store: LayerStore, config: Config, *, completed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: LayerStore,
+        config: Config,
+        *,
+        completed: Callable[[str], None],
+        slot: Slot = Slot.PREFETCH,
+    ) -> None:
         self._store = store
         self._config = config
         self._completed = completed
         self._jobs: dict[str, _Job] = {}
         self._prepare = anyio.Semaphore(_PREPARE_PLACES)
         self._stream = anyio.Semaphore(config.stream.parallel_layers)
-        self._preparing = _Preparing(Demand(store.root))
+        self._preparing = _Preparing(Demand(store.root), slot)
         self._changed = anyio.Event()
         self._tasks: TaskGroup | None = None
 
@@ -123,6 +143,10 @@ class LayerStreams:
         """Whether the layer is wanted and not complete yet."""
         return layer in self._jobs
 
+    def works_on_any(self) -> bool:
+        """Whether any layer is wanted and not complete yet."""
+        return bool(self._jobs)
+
     async def ready(self, layer: str) -> None:
         """Wait until the layer's META stands; raises Unavailable if it cannot be made."""
         if self._store.is_complete(layer):
@@ -132,8 +156,20 @@ class LayerStreams:
         job = self._jobs[layer]
         await job.ready.wait()
         if not job.mountable:
-            reason = job.failure.message if job.failure else "it is not wanted any more"
-            raise Unavailable(f"layer {layer}: {reason}")
+            raise _layer_failed(job)
+
+    async def prefetched(self, layer: str) -> None:
+        """Wait until the layer's META stands and its prefetch range is here.
+
+        Raises LayerFailed with the reason of the first try that fails before that.
+        """
+        await self.ready(layer)
+        job = self._jobs.get(layer)
+        if job is None:
+            return
+        await job.prefetched.wait()
+        if not job.has_prefetch and not self._store.is_complete(layer):
+            raise _layer_failed(job)
 
     def state(self, layer: str) -> tuple[State, str | None]:
         """The layer's state, and why its last try failed."""
@@ -148,7 +184,9 @@ class LayerStreams:
 
     async def _bring(self, job: _Job) -> None:
         delay = _FIRST_RETRY_SECONDS
+        uses = Uses(self._store.root)
         try:
+            await to_thread.run_sync(uses.add, job.layer)
             with job.scope:
                 while True:
                     report = await self._attempt(job)
@@ -161,7 +199,8 @@ class LayerStreams:
                     await anyio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
                     delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
         finally:
-            job.ready.set()
+            uses.close()
+            job.end()
             if self._jobs.get(job.layer) is job:
                 del self._jobs[job.layer]
         if self._store.is_complete(job.layer):
@@ -178,6 +217,7 @@ class LayerStreams:
                 report = await worker.until_prefetched()
                 if not isinstance(report, Prefetched):
                     return report
+                job.become_prefetched()
                 prepare.release()
                 if self._config.stream.enabled and stream.take_now():
                     return await worker.stream(self._rate())
@@ -224,11 +264,18 @@ class LayerStreams:
         return self._config.stream.bytes_per_second // max(1, self._config.stream.parallel_layers)
 
 
+def _layer_failed(job: _Job) -> LayerFailed:
+    if job.failure is None:
+        return LayerFailed(f"layer {job.layer}: it is not wanted any more", kind="")
+    return LayerFailed(f"layer {job.layer}: {job.failure.message}", kind=job.failure.kind)
+
+
 class _Preparing:
     """How many layers a container may be waiting for; the demand flag follows it."""
 
-    def __init__(self, demand: Demand) -> None:
+    def __init__(self, demand: Demand, slot: Slot) -> None:
         self._demand = demand
+        self._slot = slot
         self.count = 0
 
     def enter(self) -> None:
@@ -238,11 +285,11 @@ class _Preparing:
     def leave(self) -> None:
         self.count -= 1
         if not self.count:
-            self._demand.clear(Slot.PREFETCH)
+            self._demand.clear(self._slot)
 
     def refresh(self) -> None:
         if self.count:
-            self._demand.mark(Slot.PREFETCH)
+            self._demand.mark(self._slot)
 
 
 class _Place:

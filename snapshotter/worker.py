@@ -15,9 +15,12 @@ reports over its pipe and stops when the pipe closes, so it does not outlive
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import time
+from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
 
 import anyio
@@ -30,8 +33,8 @@ from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
 from fetcher.settings import RegistrySettings
 from fetcher.sources import BlobSources
-from fetcher.store import LayerStore
-from fetcher.stream import LayerStream, Pause
+from fetcher.store import FileSource, LayerStore
+from fetcher.stream import LayerStream, Pause, missing_spans
 from mounter.errors import MounterError
 from mounter.meta import ensure_meta
 from snapshotter.logs import configure_logs
@@ -42,6 +45,7 @@ _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
 """Bytes of socket buffer a background stream may fill while it yields to foreground work."""
 _YIELD_SECONDS = 0.004
+_WAIT_SECONDS = 0.05
 _LONGEST_YIELD_SECONDS = 5.0
 """So that endless foreground work cannot starve a stream."""
 
@@ -126,6 +130,8 @@ class _Worker:
         self._task = task
         self._pipe = pipe
         self._store = LayerStore(task.root)
+        self._prefetched = False
+        self._streaming = False
         self._rate = 0
         self._started = 0.0
         self._sent = 0
@@ -140,7 +146,7 @@ class _Worker:
             return
         plain = PlainLayer(store.fs(task.layer), tree)
         progress = store.progress(task.layer)
-        with store.lock(task.layer):
+        async with self._right_to_stream(plain):
             if not store.is_complete(task.layer):
                 if not store.same_boot(task.layer):
                     dropped = plain.drop_unverified()
@@ -154,6 +160,29 @@ class _Worker:
         progress[Field.FILES_DONE] = progress[Field.FILES_TOTAL]
         _report(self._pipe, Complete())
 
+    @contextlib.asynccontextmanager
+    async def _right_to_stream(self, plain: PlainLayer) -> AsyncIterator[None]:
+        """Hold the layer's lock. Whoever holds it meanwhile, for a manual mount say, does our work too."""
+        while True:
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(self._store.lock(self._task.layer, wait=False))
+                except BlockingIOError:
+                    pass
+                else:
+                    yield
+                    return
+            if not missing_spans(plain, 0, plain.tree.landmark or 0):
+                self._report_prefetched()
+            while self._pipe.poll():
+                self._obey()
+            await anyio.sleep(_WAIT_SECONDS)
+
+    def _report_prefetched(self) -> None:
+        if not self._prefetched:
+            self._prefetched = True
+            _report(self._pipe, Prefetched())
+
     async def _bring(self, plain: PlainLayer, progress: Progress) -> None:
         landmark = plain.tree.landmark or 0
         progress[Field.FILES_TOTAL] = sum(1 for _ in plain.tree.regular_files())
@@ -166,8 +195,9 @@ class _Worker:
         ) as sources:
             if landmark:
                 await self._stream(sources, plain, progress, Field.FETCHED_PREFETCH, 0, landmark, _go_on)
-            _report(self._pipe, Prefetched())
-            self._obey()
+            self._report_prefetched()
+            if not self._streaming:
+                self._obey()
             os.nice(_BACKGROUND_NICE)
             demand = Demand(self._task.root)
 
@@ -194,6 +224,9 @@ class _Worker:
         record = self._store.record(self._task.layer)
         failure: FetchError | None = None
         for source in record.sources:
+            if isinstance(source, FileSource) and _is_gone(source):
+                failure = StoreError(f"{source.path} is gone", errno=errno.ENOENT)
+                continue
             try:
                 blob = await sources.blob(source, record)
                 await LayerStream(blob, plain, progress, counter=counter, pause=pause).run(start, end)
@@ -211,6 +244,7 @@ class _Worker:
             raise _Stopped from error
         if isinstance(order, Stop):
             raise _Stopped
+        self._streaming = True
         self._rate = order.bytes_per_second
         self._started, self._sent = time.monotonic(), 0
 
@@ -220,6 +254,10 @@ class _Worker:
             ahead = self._sent / self._rate - (time.monotonic() - self._started)
             if ahead > 0:
                 await anyio.sleep(ahead)
+
+
+def _is_gone(source: FileSource) -> bool:
+    return not os.path.exists(source.path)
 
 
 async def _go_on(_count: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from itertools import repeat
 
 import anyio.lowlevel
@@ -42,7 +42,8 @@ class MemoryBlob:
     @asynccontextmanager
     async def stream(self, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
         self._ask(start, end)
-        yield self._stream(start, min(end, self._ends_at))
+        async with aclosing(self._stream(start, min(end, self._ends_at))) as blocks:
+            yield blocks
 
     async def read(self, start: int, end: int) -> bytes:
         self._ask(start, end)
@@ -57,7 +58,7 @@ class MemoryBlob:
         assert 0 <= start <= end <= len(self.data), f"[{start}, {end}) of a blob of {len(self.data)} bytes"
         self.requests.append((start, end))
 
-    async def _stream(self, position: int, end: int) -> AsyncIterator[bytes]:
+    async def _stream(self, position: int, end: int) -> AsyncGenerator[bytes, None]:
         sizes = self._blocks()
         while position < end:
             self._on_block(position)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from fetcher.blob import SKIP_LIMIT, FileBlob, RegistryBlob
@@ -101,6 +104,27 @@ async def test_a_stream_may_be_left_early(registry: FaultyRegistry, make_client:
         with pytest.raises(KeyError):
             await fail_while_reading(blob)
         assert await blob.read(7, 9) == DATA[7:9]
+
+
+async def test_a_stream_may_be_cancelled(registry: FaultyRegistry, make_client: Clients) -> None:
+    async with opened(registry, make_client) as blob:
+        with anyio.CancelScope() as scope:
+            async with blob.stream(0, SIZE) as blocks:
+                async for _ in blocks:
+                    scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+        gc.collect()  # trio complains of generators that were left behind
+        assert scope.cancelled_caught
+        assert await blob.read(7, 9) == DATA[7:9]
+
+
+async def test_a_refusal_costs_no_connection(registry: FaultyRegistry, make_client: Clients) -> None:
+    registry.fail("blob", RefuseSuffix())
+    async with opened(registry, make_client) as blob:
+        assert await blob.tail(1000) == (DATA[-1000:], SIZE)
+        registry.fail("blob", Status(503), times=1)
+        assert await blob.read(7, 9) == DATA[7:9]
+    assert registry.connections == 1
 
 
 @pytest.mark.parametrize("fault", [Drop(100_000), Truncate(100_000)])

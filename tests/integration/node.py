@@ -23,7 +23,7 @@ from tests.trees import Entry
 ON_DEMAND: Final = "[stream]\nenabled = false\n"
 """A configuration under which only what somebody opens is fetched."""
 
-PATIENCE: Final = 60.0
+PATIENCE: Final = 20.0
 """Seconds after which something that should come about is taken for something that does not."""
 
 _ESTARGZ_OWN: Final = (estargz.ESTARGZ_TOC, estargz.LANDMARK, estargz.NO_LANDMARK)
@@ -110,12 +110,17 @@ class Node:
         """One layer by its blob's digest; None if layergate does not know it."""
         return next((one for one in self.states() if one.digest == digest), None)
 
-    def until_complete(self) -> None:
-        """Wait until every layer is complete."""
+    def until_complete(self, image: oci.Image) -> None:
+        """Wait until every layer of the image is complete."""
         eventually(
-            lambda: all(one.state == "complete" for one in self.states()),
-            f"complete layers: {self.states()}",
+            lambda: all(state == "complete" for state in self.states_of(image).values()),
+            f"complete layers of {image.digest}",
         )
+
+    def states_of(self, image: oci.Image) -> dict[str, str]:
+        """The states of the image's layers by digest; those that layergate does not know are "unknown"."""
+        known = {one.digest: one.state for one in self.states()}
+        return {layer.digest: known.get(layer.digest, "unknown") for layer in image.layers}
 
     def until_failed(self, digest: str) -> str:
         """Wait until the layer has failed; why it has."""

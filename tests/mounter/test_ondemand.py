@@ -79,6 +79,7 @@ class Bench:
     def __init__(self, root: Path, settings: MounterSettings, layer: Layer) -> None:
         self.store = LayerStore(str(root))
         self.settings = settings
+        self.toc_json = layer.toc_json
         self.blobs = {"a": MemoryBlob(layer.blob), "b": MemoryBlob(layer.blob)}
         toc_offset = layer.blob.rindex(b"\x1f\x8b\x08", 0, len(layer.blob) - 51)
         record = LayerRecord(
@@ -435,6 +436,21 @@ def test_trees_and_halves_of_files_are_given_up_when_nobody_uses_them(tmp_path: 
 
     node.run(scenario)
     assert node.plain("pieces") == NOISE
+
+
+def test_a_layer_that_was_removed_and_opened_again_is_loaded_again(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        await ondemand.layers.sweep(3600)
+        assert await ondemand.layers.get(node.key) is loaded
+        record = node.store.record(node.key)
+        os.rename(node.store.directory(node.key), tmp_path / "removed")
+        node.store.add(record, node.toc_json)
+        await ondemand.layers.sweep(3600)
+        assert await ondemand.layers.get(node.key) is not loaded
+
+    node.run(scenario)
 
 
 def test_a_layer_that_is_not_here_cannot_be_loaded(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Which layers the mounts of this machine stand on, as mountinfo tells it.
+
+A mount needs a layer if it is
+
+    an overlay that names     ROOT/layers/<layer>/fs       the layer itself
+                              ROOT/lazy/<id>               the layers of that lazy lower
+                              ROOT/meta/<layer>/fs         a lazy lower's own lower directories, so:
+                                                           a bind mount of a lazy lower
+                              ROOT/gate/<layer>/fs         where the gate shows whole trees
+                              <layer>/fs, <id>             the same, shortened: containerd does that where
+                                                           the options would not fit into a page
+    a bind mount of           .../layers/<layer>/fs, on the file system that ROOT is on
+
+Lazy lowers at their own mount points, and copies of them elsewhere, are nobody's use. Each mount
+namespace that has a process is looked at: a mount need not be in ours. `layers_needed` is pure.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Final
+
+from mounter.lowers import Meta, lazy_lowers
+from mounter.mountinfo import Mount, parse_mountinfo
+
+_NAME: Final = "[a-z2-7]{20}"
+_END: Final = "(?=/fs(?:[:,]|$)|[:,]|$)"
+_ABSOLUTE = re.compile(rf"(?P<root>/[^:,=]*)/(?:layers|lazy|meta|gate)/(?P<name>{_NAME}){_END}")
+_SHORTENED = re.compile(rf"(?<=[=:])(?P<name>{_NAME}){_END}")
+_LAZY_LOWER = re.compile(rf"/lazy/{_NAME}$")
+_BOUND = re.compile(rf"/layers/(?P<name>{_NAME})(?:/fs(?:/|$))")
+
+
+def layers_needed(
+    mounts: Iterable[Mount],
+    *,
+    roots: Collection[str],
+    device: tuple[int, int],
+    layers: Collection[str],
+    lowers: Mapping[str, Collection[str]],
+) -> dict[str, set[str]]:
+    """The targets of the mounts that need each of `layers`; a layer that no mount needs is left out.
+
+    `roots` are the paths of ROOT, which is on the file system `device`; `lowers` are the layers of each
+    lazy lower.
+    """
+    needed: dict[str, set[str]] = {}
+    for mount in mounts:
+        for name in _names(mount, roots, device):
+            for layer in lowers.get(name, [name]):
+                if layer in layers:
+                    needed.setdefault(layer, set()).add(mount.target)
+    return needed
+
+
+def _names(mount: Mount, roots: Collection[str], device: tuple[int, int]) -> Iterator[str]:
+    """Layer keys and ids of lazy lowers, or what looks like one, that a mount names."""
+    if mount.fstype == "overlay":
+        if _LAZY_LOWER.search(mount.target):
+            return
+        options = ",".join(mount.super_options)
+        yield from (found["name"] for found in _ABSOLUTE.finditer(options) if found["root"] in roots)
+        yield from (found["name"] for found in _SHORTENED.finditer(options))
+    elif mount.device == device and (bound := _BOUND.search(mount.root)):
+        yield bound["name"]
+
+
+def layers_in_mounts(root: str, layers: Collection[str]) -> dict[str, set[str]]:
+    """Those of `layers` that a mount needs, and the targets of these mounts. Raises OSError."""
+    if not layers:
+        return {}
+    status = os.stat(root)
+    lowers = {
+        lower.id: [part.layer for part in lower.parts if isinstance(part, Meta)] for lower in lazy_lowers(root)
+    }
+    return layers_needed(
+        _all_mounts(),
+        roots={os.path.abspath(root), os.path.realpath(root)},
+        device=(os.major(status.st_dev), os.minor(status.st_dev)),
+        layers=layers,
+        lowers=lowers,
+    )
+
+
+def _all_mounts() -> Iterator[Mount]:
+    """The mounts of every namespace that has a process, of the kinds that could need a layer."""
+    seen: set[int] = set()
+    for name in os.listdir("/proc"):
+        # A process may end at any time; a kernel thread has no namespace to look into.
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if not name.isdigit() or (namespace := os.stat(f"/proc/{name}/ns/mnt").st_ino) in seen:
+                continue
+            with open(f"/proc/{name}/mountinfo", "rb") as file:
+                lines = [
+                    line for line in file.read().splitlines() if b" overlay " in line or b"/layers/" in line
+                ]
+            seen.add(namespace)
+            yield from parse_mountinfo(b"\n".join(lines))

@@ -1,0 +1,326 @@
+"""What the tests of lazy pulling share: a container's mounts, counters, an image's whole tree, a busy container."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+
+from fetcher.nodes import Kind
+from fetcher.store import LayerStore
+from snapshotter.containerd.labels import chain_ids
+from snapshotter.proto import snapshots_pb2 as pb
+from snapshotter.status import Status
+from snapshotter.streams import State
+from tests.integration.harness import Container, Containerd, Layergate, mounts
+from tests.integration.node import Node, eventually
+from tests.snapshotter.snapshots_client import mounted
+from tests.trees import Entry
+
+MARGIN: Final = 256 << 10
+"""Bytes on the link that are no layer's: manifests, configs, and HTTP headers of a few hundred answers."""
+
+
+def status(layergate: Layergate) -> Status:
+    """What `layergate status --json` says."""
+    return msgspec.convert(layergate.status(), Status)
+
+
+def incomplete(layergate: Layergate) -> list[str]:
+    """The keys of the layers that are not complete."""
+    return [one.layer for one in status(layergate).layers if one.state is not State.COMPLETE]
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """FUSE requests to the gate between two moments."""
+
+    lookup: int = 0
+    lookup_file: int = 0
+    open: int = 0
+    read: int = 0
+
+
+def counting(layergate: Layergate) -> Callable[[], Requests]:
+    """A function that gives the FUSE requests since now."""
+    before = status(layergate).fuse
+
+    def since() -> Requests:
+        now = status(layergate).fuse
+        return Requests(
+            now.lookup - before.lookup,
+            now.lookup_file - before.lookup_file,
+            now.open - before.open,
+            now.read - before.read,
+        )
+
+    return since
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What an OCI layout in a directory says of its one image."""
+
+    chain_id: str
+    """The name of its uppermost snapshot."""
+    layers: dict[str, int]
+    """Digest and size in bytes of each layer."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers."""
+        return sum(self.layers.values())
+
+
+def read_layout(directory: str) -> Layout:
+    """Read index, manifest and config."""
+
+    def blob(descriptor: Mapping[str, str]) -> dict[str, object]:
+        with open(f"{directory}/blobs/{descriptor['digest'].replace(':', '/')}", "rb") as file:
+            return msgspec.json.decode(file.read(), type=dict[str, object])
+
+    with open(f"{directory}/index.json", encoding="utf-8") as file:
+        (top,) = json.load(file)["manifests"]
+    manifest = msgspec.convert(blob(top), _Manifest)
+    config = msgspec.convert(blob({"digest": manifest.config.digest}), _Config)
+    return Layout(
+        chain_ids(config.rootfs.diff_ids)[-1], {layer.digest: layer.size for layer in manifest.layers}
+    )
+
+
+class _Descriptor(msgspec.Struct):
+    digest: str
+    size: int
+
+
+class _Manifest(msgspec.Struct):
+    config: _Descriptor
+    layers: list[_Descriptor]
+
+
+class _RootFs(msgspec.Struct):
+    diff_ids: list[str]
+
+
+class _Config(msgspec.Struct):
+    rootfs: _RootFs
+
+
+@contextlib.contextmanager
+def root_file_system(
+    containerd: Containerd,
+    chain_id: str,
+    target: str,
+    *,
+    snapshotter: str = "layergate",
+    writable: bool = True,
+) -> Iterator[str]:
+    """The root file system of a container that stands on the snapshot `chain_id`, without the container."""
+    key = os.path.basename(target)
+    of = ["snapshots", "--snapshotter", snapshotter]
+    # ctr's own `images mount` of containerd 1.6 knows its default snapshotter only.
+    make = "prepare" if writable else "view"
+    described = json.loads(containerd.ctr(*of, make, "--mounts", key, chain_id))
+    found = [pb.Mount(type=one["Type"], source=one["Source"], options=one["Options"]) for one in described]
+    try:
+        with mounted(found, target):
+            yield target
+    finally:
+        containerd.ctr(*of, "remove", key)
+        os.rmdir(target)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A regular file with content that an image shows at `path`."""
+
+    path: str
+    size: int
+    plain: str
+    """Where its plain file is, or will be."""
+
+    @property
+    def here(self) -> bool:
+        """Whether it is in PLAIN."""
+        return os.path.lexists(self.plain)
+
+
+def image_files(layergate: Layergate, layout: Layout) -> list[File]:
+    """Each file of a pulled image that no layer above its own says anything of, by path."""
+    store = LayerStore(layergate.root)
+    keys = {one.digest: one.layer for one in status(layergate).layers}
+    said: set[str] = set()
+    found = []
+    for digest in reversed(layout.layers):
+        tree = store.tree(keys[digest])
+        hidden = [path for path, node in tree.nodes.items() if node.opaque or node.kind is Kind.WHITEOUT]
+        for path, node in tree.nodes.items():
+            if node.kind is Kind.REGULAR and node.size and path == node.path and path not in said:
+                found.append(File(path, node.size, f"{store.fs(keys[digest])}/{path}"))
+        said.update(path for path, node in tree.nodes.items() if node.kind is not Kind.DIRECTORY)
+        said.update(hidden)
+    return sorted(found, key=lambda file: file.path)
+
+
+def snapshots(node: Node) -> dict[str, str]:
+    """containerd's snapshots by name, with their parents."""
+    found = {}
+    for line in node.containerd.ctr("snapshots", "--snapshotter", node.name, "list").splitlines()[1:]:
+        words = line.split()
+        found[words[0]] = words[1] if len(words) == 3 else ""
+    return found
+
+
+def lowerdirs(container: Container) -> list[str]:
+    """The lower directories that the container's root is mounted on, as its mount table has them."""
+    with open(f"/proc/{container.pid}/mountinfo", encoding="utf-8") as table:
+        for line in table:
+            place, _, described = line.rstrip("\n").partition(" - ")
+            if place.split(" ")[4] == "/":
+                kind, _, options = described.split(" ", 2)
+                assert kind == "overlay"
+                (found,) = [
+                    option.removeprefix("lowerdir=")
+                    for option in options.split(",")
+                    if option.startswith("lowerdir=")
+                ]
+                return found.split(":")
+    raise LookupError(f"container {container.name} has no root in its mount table")
+
+
+def plain_directories(layergate: Layergate) -> set[str]:
+    """The plain directory of every layer here."""
+    return {f"{layergate.root}/layers/{one.layer}/fs" for one in status(layergate).layers}
+
+
+def transient_mounts(layergate: Layergate) -> list[str]:
+    """What is mounted for lazy layers alone: lazy lowers and META, relative to the root."""
+    targets = [os.path.relpath(mount.target, layergate.root) for mount in mounts(layergate.root)]
+    return [target for target in targets if target.startswith(("lazy/", "meta/"))]
+
+
+def late_files(layergate: Layergate) -> list[str]:
+    """What is linked into LATE."""
+    return [
+        os.path.join(directory, name)
+        for directory, _, names in os.walk(f"{layergate.root}/late")
+        for name in names
+    ]
+
+
+def until_released(layergate: Layergate) -> None:
+    """Wait until nothing that lazy layers need is mounted or linked any more, the gate aside."""
+    eventually(
+        lambda: not transient_mounts(layergate) and not late_files(layergate),
+        "lazy lowers, META and LATE to be released",
+    )
+
+
+def inode_groups(root: str) -> list[str]:
+    """Where a tree's inode numbers, link counts and devices contradict one another; [] if nowhere.
+
+    Everything has to be on one device, and paths have to share an inode number exactly if they share
+    an inode, which is when their number is the link count.
+    """
+    device = os.lstat(root).st_dev
+    found: dict[int, list[str]] = {}
+    counts: dict[int, int] = {}
+    wrong = []
+    for directory, directories, files in os.walk(root):
+        for name in (*directories, *files):
+            path = os.path.join(directory, name)
+            here = os.lstat(path)
+            if here.st_dev != device:
+                wrong.append(f"{path}: on device {here.st_dev}, the root is on {device}")
+            found.setdefault(here.st_ino, []).append(path)
+            counts[here.st_ino] = 1 if name in directories and not os.path.islink(path) else here.st_nlink
+    wrong += [
+        f"{paths}: inode {number} has {counts[number]} links"
+        for number, paths in found.items()
+        if len(paths) != counts[number]
+    ]
+    return wrong
+
+
+def without_contents(tree: Mapping[str, Entry]) -> dict[str, Entry]:
+    """A scanned tree as `trees.scan(contents=False)` would have scanned it."""
+    return {path: replace(entry, content="") for path, entry in tree.items()}
+
+
+_LOOP: Final = """
+import hashlib, os, time
+def files():
+    for top in {tops!r}:
+        if os.path.isfile(top):
+            yield top
+        for directory, _, names in os.walk(top):
+            for name in names:
+                path = os.path.join(directory, name)
+                if os.path.isfile(path) and not os.path.islink(path):
+                    yield path
+paths = sorted(files())
+known = {{}}
+rounds = 0
+errors = open("/errors", "a", buffering=1)
+while True:
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.sha256(file.read()).hexdigest()
+        except OSError as error:
+            errors.write(f"round {{rounds}}: {{error}}\\n")
+        else:
+            if known.setdefault(path, digest) != digest:
+                errors.write(f"round {{rounds}}: {{path}} has changed\\n")
+    rounds += 1
+    with open("/rounds.new", "w") as file:
+        file.write(f"{{rounds}} {{len(known)}}")
+    os.rename("/rounds.new", "/rounds")
+    time.sleep(0.05)
+"""
+
+
+class Reader:
+    """A container that reads files over and over, and keeps a record of what went wrong."""
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+
+    @property
+    def rounds(self) -> int:
+        """How often it has read all its files."""
+        try:
+            with open(f"{self.container.root}/rounds", encoding="utf-8") as file:
+                return int(file.read().split()[0])
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def files(self) -> int:
+        """How many files it could read at least once, as of its last round."""
+        with open(f"{self.container.root}/rounds", encoding="utf-8") as file:
+            return int(file.read().split()[1])
+
+    @property
+    def errors(self) -> str:
+        """A line for each read that failed or gave other bytes than before."""
+        with open(f"{self.container.root}/errors", encoding="utf-8") as file:
+            return file.read()
+
+    def until_another_round(self) -> None:
+        """Wait until it has read everything once from beginning to end."""
+        begun = self.rounds
+        eventually(lambda: self.rounds >= begun + 2, "another round of reading")
+
+
+@contextlib.contextmanager
+def reading(node: Node, reference: str, *tops: str) -> Iterator[Reader]:
+    """A container of an image with Python that reads these files, and all below these directories."""
+    program = ["python3", "-c", _LOOP.format(tops=tops)]
+    with node.containerd.container(reference, program, snapshotter=node.name) as container:
+        yield Reader(container)
