@@ -27,7 +27,7 @@ from mounter.control import (
     encode,
     short_socket_path,
 )
-from mounter.errors import MounterError
+from mounter.errors import MounterRefused, MounterUnreachable
 from mounter.logfile import last_line
 from mounter.probe import Mode
 from mounter.settings import MounterSettings
@@ -38,14 +38,6 @@ _ALLOCATION: Final = {"PYTHONMALLOC": "malloc", "MALLOC_ARENA_MAX": "2"}
 """So that memory goes back to the system when a tree is given up: 15 MiB after two trees of 20,000 files."""
 
 R = TypeVar("R", bound=Reply)
-
-
-class MounterUnreachable(MounterError):
-    """No mounter answers on the root's control socket."""
-
-
-class MounterRefused(MounterError):
-    """The mounter did not do what it was asked, or could not be started; the message has its reason."""
 
 
 class Mounter:

@@ -3,6 +3,10 @@
     MounterError
     ├── MountFailed             the kernel refused a mount; .errno, .target
     ├── UnsupportedAttribute    META's file system cannot carry an xattr of the layer; .path, .attribute
+    ├── TooSlow                 a file did not come within the configured wait
+    ├── AlreadyRunning          another mounter holds the root
+    ├── MounterUnreachable      no mounter answers on the root's control socket
+    ├── MounterRefused          the mounter did not do what it was asked, or could not be started
     └── SteeringAttribute       an ordinary directory would lead overlayfs to other data; .path
 
 `mounter.syscalls` raises OSError alone; `mounter.meta` and `mounter.lowers`
@@ -53,3 +57,19 @@ def mount_failures(what: str, target: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise MountFailed(f"{what}: {error}", errno=error.errno or errno.EIO, target=target) from error
+
+
+class TooSlow(MounterError):
+    """A file, or the next bytes of it, did not come within the configured wait."""
+
+
+class AlreadyRunning(MounterError):
+    """Another mounter holds the root's lock."""
+
+
+class MounterUnreachable(MounterError):
+    """No mounter answers on the root's control socket."""
+
+
+class MounterRefused(MounterError):
+    """The mounter did not do what it was asked, or could not be started; the message has its reason."""

@@ -39,10 +39,11 @@ from fetcher.errors import FetchError
 from fetcher.nodes import Kind, Node
 from fetcher.store import KEY_LENGTH
 from mounter.answers import answered
+from mounter.errors import TooSlow
 from mounter.files import OpenFiles
 from mounter.handover import Late
 from mounter.loaded import LoadedLayer
-from mounter.ondemand import OnDemand, TooSlow
+from mounter.ondemand import OnDemand
 
 log = structlog.get_logger("layergate.mounter")
 

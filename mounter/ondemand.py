@@ -32,7 +32,7 @@ from fetcher.nodes import Node
 from fetcher.progress import Field
 from fetcher.store import FileSource, LayerRecord, LayerStore, Source
 from mounter.counters import Counters, Histogram
-from mounter.errors import MounterError
+from mounter.errors import TooSlow
 from mounter.link import LinkEstimate, RequestTimer
 from mounter.loaded import LoadedLayer, LoadedLayers
 from mounter.partial import Arrival, MemberPart, PartialFile, PieceWriter, holds_whole, members, runs
@@ -48,10 +48,6 @@ _RETRY_SECONDS: Final = 0.25
 _POLL_SECONDS: Final = 0.005
 _SLACK_SECONDS: Final = 0.05
 _FEED: Final = 1 << 20
-
-
-class TooSlow(MounterError):
-    """A file, or the next bytes of it, did not come within the configured wait."""
 
 
 class OnDemand:

@@ -53,7 +53,7 @@ from mounter.control import (
 )
 from mounter.counters import Counters
 from mounter.daemon import READY, allow_many_files, leave_starter, let_many_wait, no_report, spare_from_oom
-from mounter.errors import MounterError, MountFailed
+from mounter.errors import AlreadyRunning, MounterError, MountFailed
 from mounter.files import OpenFiles
 from mounter.gate import Gate
 from mounter.handover import Late
@@ -75,10 +75,6 @@ _OPTIONS: Final = frozenset({"fsname=layergate", "subtype=layergate", "allow_oth
 _CLOSE_SECONDS: Final = 5.0
 _ADOPT_SECONDS: Final = 60.0
 """How often LATE is searched for links that a retired mounter made."""
-
-
-class AlreadyRunning(MounterError):
-    """Another mounter holds the root's lock."""
 
 
 class MounterProcess:

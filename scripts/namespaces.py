@@ -50,13 +50,17 @@ def main() -> int:
 
 
 def raise_on_termination() -> None:
-    """Have SIGTERM and SIGHUP unwind the module's stack: a first process ignores what it does not handle."""
+    """Have signals unwind the module's stack: a first process ignores those that it does not handle.
+
+    SIGINT too, since a shell starts what runs in its background with that ignored.
+    """
 
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _take_private_directories() -> None:

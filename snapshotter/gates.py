@@ -17,9 +17,9 @@ import anyio
 import structlog
 from anyio import to_thread
 
-from mounter.client import Mounter, MounterUnreachable, connect, start_mounter
+from mounter.client import Mounter, connect, start_mounter
 from mounter.control import Status as MounterStatus
-from mounter.errors import MounterError
+from mounter.errors import MounterError, MounterUnreachable
 from mounter.lock import locked
 from mounter.probe import Mode, probe
 from mounter.settings import MounterSettings

@@ -13,18 +13,14 @@ from typing import Final
 import click
 
 from scripts.benchmark import engines
-from scripts.benchmark.host import (
-    Busy,
-    cache_directory,
-    describe_host,
-    work_directory,
-)
+from scripts.benchmark.host import describe_host
 from scripts.benchmark.link import PROFILES, Link
 from scripts.benchmark.pulls import Pull, cold_start
 from scripts.benchmark.reads import Reading, compare_reads
 from scripts.benchmark.registry import FarRegistry, PushedImage
 from scripts.benchmark.report import Results, Subject, markdown
 from scripts.namespaces import raise_on_termination
+from scripts.workplace import Busy, cache_directory, work_directory
 from tests.integration.harness import fresh_file_system
 from tests.integration.image import real_image
 
@@ -53,11 +49,11 @@ def quick(link_name: str, runs: int, reads: bool, output: str | None) -> None:
     """
     raise_on_termination()
     try:
-        with work_directory() as work:
+        with work_directory("bench") as work:
             results = _measure(work, link_name, runs, reads=reads)
     except Busy as error:
         raise click.ClickException(str(error)) from error
-    directory = output or os.path.join(cache_directory(), "results")
+    directory = output or os.path.join(cache_directory("bench"), "results")
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, f"quick-{link_name}-{time.strftime('%Y%m%d-%H%M%S')}")
     with open(f"{path}.json", "w", encoding="utf-8") as file:

@@ -1,54 +1,18 @@
-"""The machine that is measured on, and a directory on it."""
+"""The machine that is measured on."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from tests.integration.harness import call
 
 _SCRIPTS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-class Busy(Exception):
-    """Another benchmark is running."""
-
-
-def cache_directory() -> str:
-    """Where benchmarks keep things."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(cache, "layergate", "bench")
-
-
-@contextlib.contextmanager
-def work_directory() -> Iterator[str]:
-    """An empty directory for one benchmark, gone afterwards; what a killed one left is removed first.
-
-    scripts/bench runs us in namespaces of our own, so processes, mounts and interfaces end with us,
-    however we end. Only files stay. Raises Busy.
-    """
-    directory = cache_directory()
-    os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, "lock"), "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Busy(f"another scripts/bench runs in {directory}") from error
-        work = os.path.join(directory, "work")
-        shutil.rmtree(work, ignore_errors=True)
-        os.mkdir(work)
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work)
 
 
 def compiled(name: str, work: str) -> str:

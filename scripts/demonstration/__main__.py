@@ -12,6 +12,7 @@ from scripts.demonstration.pictures import cached_picture, own_picture
 from scripts.demonstration.stage import stage
 from scripts.demonstration.telling import Broken, console, heading, tell
 from scripts.namespaces import raise_on_termination
+from scripts.workplace import Busy
 from tests.integration.harness import CommandFailed
 from tests.integration.processes import NotReady
 
@@ -44,7 +45,7 @@ def main(image: str | None, rate: float, command: tuple[str, ...]) -> None:
             perform(parts, picture)
             heading(8, "Everything ends")
         tell("Containers, processes, mounts and files of the demonstration are gone.")
-    except (Broken, CommandFailed, FetchError, NotReady) as error:
+    except (Broken, Busy, CommandFailed, FetchError, NotReady) as error:
         console.print(f"\n   [red]failed[/red]  {type(error).__name__}: ", end="")
         console.print(str(error), markup=False)
         sys.exit(1)

@@ -22,7 +22,8 @@ from tests.integration.image import real_image
 _NUMPY: Final = ("python3", "-B", "-c", "import numpy; print('Hello from numpy', numpy.__version__)")
 _PANDAS: Final = ("python3", "-B", "-c", "import pandas; print('pandas', pandas.__version__)")
 _HELLO: Final = ("sh", "-c", "echo Hello from $(head -n 1 /etc/os-release)")
-_MB: Final = 1e6
+_CONVERTING: Final = 3600.0
+"""Seconds that a large image may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,15 @@ def own_picture(stage: Stage, reference: str, command: Sequence[str]) -> Picture
 def _convert(stage: Stage, reference: str) -> str:
     archive = os.path.join(stage.directory, "image.tar")
     plain, converted = "layergate.demo/image:plain", f"{stage.registry.host}/image:estargz"
-    call(["skopeo", "copy", "--quiet", f"docker://{reference}", f"docker-archive:{archive}:{plain}"])
+    source = parse_reference(reference)
+    is_https = RegistrySettings().endpoint(source.host).startswith("https://")
+    copy = ["skopeo", "copy", "--quiet", f"--src-tls-verify={str(is_https).lower()}"]
+    call([*copy, f"docker://{source}", f"docker-archive:{archive}:{plain}"], timeout=_CONVERTING)
     with Containerd(os.path.join(stage.directory, "converter")) as containerd:
         containerd.ctr("images", "import", archive)
         os.unlink(archive)
         convert = ["images", "convert", "--estargz", "--oci", plain, converted]
-        containerd.ctr(*convert, program="ctr-remote", timeout=3600)
+        containerd.ctr(*convert, program="ctr-remote", timeout=_CONVERTING)
         containerd.ctr("images", "push", "--plain-http", converted)
     return converted.replace(stage.registry.host, stage.throttle.host)
 

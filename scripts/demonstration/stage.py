@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
 
 from scripts.containers import lowerdirs
+from scripts.workplace import work_directory
 from snapshotter.cli.status_client import read_status
 from snapshotter.status import Status
 from tests.integration.harness import (
@@ -45,9 +45,9 @@ class Stage:
 
 @contextlib.contextmanager
 def stage(rate: int) -> Iterator[Stage]:
-    """A registry behind a link of `rate` bytes a second, and containerd with layergate as a snapshotter."""
+    """A registry behind a link of `rate` bytes a second, and containerd with layergate. Raises Busy."""
     with contextlib.ExitStack() as parts:
-        directory = parts.enter_context(tempfile.TemporaryDirectory(prefix="layergate-demo-"))
+        directory = parts.enter_context(work_directory("demo"))
         base = parts.enter_context(fresh_file_system(f"{directory}/fs"))
         registry = parts.enter_context(Registry(f"{base}/registry"))
         throttle = parts.enter_context(Throttle(f"{base}/link", registry.host, rate=rate))

@@ -72,7 +72,7 @@ class Sizes:
 
 
 def read_layers(store: LayerStore, users: Users, sizes: Sizes | None) -> list[CachedLayer]:
-    """Every layer that is here; without `sizes`, for which incomplete layers are walked through, they are 0."""
+    """Every layer that is here. Without `sizes`, which walk through incomplete layers, all bytes are 0."""
     found = []
     for layer in store.layers():
         with suppress(FileNotFoundError):  # removed since it was listed
@@ -80,9 +80,7 @@ def read_layers(store: LayerStore, users: Users, sizes: Sizes | None) -> list[Ca
     return found
 
 
-def read_inventory(
-    store: LayerStore, users: Users, sizes: Sizes, leftovers: Iterable[Leftover]
-) -> Inventory:
+def read_inventory(store: LayerStore, users: Users, sizes: Sizes, leftovers: Iterable[Leftover]) -> Inventory:
     """All that is here. Raises OSError."""
     layers = read_layers(store, users, sizes)
     usage = shutil.disk_usage(store.root)
@@ -107,9 +105,7 @@ def mark_used(store: LayerStore, layers: Iterable[str]) -> None:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def _read_layer(
-    store: LayerStore, layer: str, users: Collection[User], sizes: Sizes | None
-) -> CachedLayer:
+def _read_layer(store: LayerStore, layer: str, users: Collection[User], sizes: Sizes | None) -> CachedLayer:
     directory = store.directory(layer)
     digest, images = "", list[str]()
     state = LayerState.COMPLETE if store.is_complete(layer) else LayerState.INCOMPLETE

@@ -12,14 +12,14 @@ A mount needs a layer if it is
     a bind mount of           .../layers/<layer>/fs, on the file system that ROOT is on
 
 Lazy lowers at their own mount points, and copies of them elsewhere, are nobody's use. Each mount
-namespace that has a process is looked at: a mount need not be in ours. `layers_needed` is pure.
+namespace that has a process is looked at: a mount need not be in ours.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
@@ -34,25 +34,42 @@ _LAZY_LOWER = re.compile(rf"/lazy/{_NAME}$")
 _BOUND = re.compile(rf"/layers/(?P<name>{_NAME})(?:/fs(?:/|$))")
 
 
-def layers_needed(
-    mounts: Iterable[Mount],
-    *,
-    roots: Collection[str],
-    device: tuple[int, int],
-    layers: Collection[str],
-    lowers: Mapping[str, Collection[str]],
+def names_in_mounts(
+    mounts: Iterable[Mount], *, roots: Collection[str], device: tuple[int, int]
 ) -> dict[str, set[str]]:
-    """The targets of the mounts that need each of `layers`; a layer that no mount needs is left out.
+    """The layer keys and ids of lazy lowers that mounts name, and the targets of these mounts.
 
-    `roots` are the paths of ROOT, which is on the file system `device`; `lowers` are the layers of each
-    lazy lower.
+    Names that only look like one may be among them. `roots` are the paths of ROOT, which is on the file
+    system `device`. Pure.
     """
-    needed: dict[str, set[str]] = {}
+    named: dict[str, set[str]] = {}
     for mount in mounts:
         for name in _names(mount, roots, device):
-            for layer in lowers.get(name, [name]):
-                if layer in layers:
-                    needed.setdefault(layer, set()).add(mount.target)
+            named.setdefault(name, set()).add(mount.target)
+    return named
+
+
+def named_by_mounts(root: str) -> dict[str, set[str]]:
+    """`names_in_mounts` of all mounts of this machine now. Raises OSError."""
+    status = os.stat(root)
+    return names_in_mounts(
+        _all_mounts(),
+        roots={os.path.abspath(root), os.path.realpath(root)},
+        device=(os.major(status.st_dev), os.minor(status.st_dev)),
+    )
+
+
+def layers_in_mounts(root: str, layers: Collection[str]) -> dict[str, set[str]]:
+    """Those of `layers` that a mount needs, and the targets of these mounts. Raises OSError."""
+    if not layers:
+        return {}
+    needed: dict[str, set[str]] = {}
+    lowers = {lower.id: lower.parts for lower in lazy_lowers(root)}
+    for name, targets in named_by_mounts(root).items():
+        parts = lowers.get(name, [Meta(name)])
+        for layer in (part.layer for part in parts if isinstance(part, Meta)):
+            if layer in layers:
+                needed.setdefault(layer, set()).update(targets)
     return needed
 
 
@@ -66,23 +83,6 @@ def _names(mount: Mount, roots: Collection[str], device: tuple[int, int]) -> Ite
         yield from (found["name"] for found in _SHORTENED.finditer(options))
     elif mount.device == device and (bound := _BOUND.search(mount.root)):
         yield bound["name"]
-
-
-def layers_in_mounts(root: str, layers: Collection[str]) -> dict[str, set[str]]:
-    """Those of `layers` that a mount needs, and the targets of these mounts. Raises OSError."""
-    if not layers:
-        return {}
-    status = os.stat(root)
-    lowers = {
-        lower.id: [part.layer for part in lower.parts if isinstance(part, Meta)] for lower in lazy_lowers(root)
-    }
-    return layers_needed(
-        _all_mounts(),
-        roots={os.path.abspath(root), os.path.realpath(root)},
-        device=(os.major(status.st_dev), os.minor(status.st_dev)),
-        layers=layers,
-        lowers=lowers,
-    )
 
 
 def _all_mounts() -> Iterator[Mount]:

@@ -14,7 +14,7 @@ from snapshotter.cache.values import CachedLayer, Selection
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What goes, in this order. `kept` was named and is in use; `excess` bytes are more than was asked for."""
+    """What goes, in this order. `kept` was named but is in use; `excess` bytes stay that should have gone."""
 
     remove: tuple[CachedLayer, ...]
     kept: tuple[CachedLayer, ...] = ()

@@ -1,7 +1,7 @@
 """Sizes and durations as people write them. Pure; no I/O.
 
-    size        "20GB" (10**9 bytes each), "512MiB" (2**20 each), "4096" (bytes)
-    duration    "90s", "30m", "24h", "7d"
+size        "20GB" (10**9 bytes each), "512MiB" (2**20 each), "4096" (bytes)
+duration    "90s", "30m", "24h", "7d"
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""What the tests of lazy pulling share: a container's mounts, counters, an image's whole tree, a busy container."""
+"""What the tests of lazy pulling share: counters, mount tables, root file systems, a container that reads."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -17,13 +18,31 @@ from snapshotter.containerd.labels import chain_ids
 from snapshotter.proto import snapshots_pb2 as pb
 from snapshotter.status import Status
 from snapshotter.streams import State
-from tests.integration.harness import Container, Containerd, Layergate, mounts
-from tests.integration.node import Node, eventually
+from tests.integration.harness import Container, Containerd, Layergate, Throttle, mounts
+from tests.integration.node import Node
 from tests.snapshotter.snapshots_client import mounted
 from tests.trees import Entry
 
 MARGIN: Final = 256 << 10
 """Bytes on the link that are no layer's: manifests, configs, and HTTP headers of a few hundred answers."""
+
+
+PATIENCE: Final = 90.0
+"""Seconds after which what has not come about on the real image is taken never to."""
+
+
+def until(look: Callable[[], object], what: str) -> None:
+    """Return as soon as `look` gives something; fails, saying `what` has not come, after PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
+    while not look():
+        assert time.monotonic() < deadline, f"in vain waited for {what}"
+        time.sleep(0.05)
+
+
+def by_way_of(link: Throttle, reference: str) -> str:
+    """The same image behind a slow link to its registry."""
+    _, slash, rest = reference.partition("/")
+    return link.host + slash + rest
 
 
 def status(layergate: Layergate) -> Status:
@@ -34,6 +53,19 @@ def status(layergate: Layergate) -> Status:
 def incomplete(layergate: Layergate) -> list[str]:
     """The keys of the layers that are not complete."""
     return [one.layer for one in status(layergate).layers if one.state is not State.COMPLETE]
+
+
+def until_complete(layergate: Layergate) -> None:
+    """Wait until every layer is complete."""
+    until(lambda: not incomplete(layergate), "complete layers")
+
+
+def until_prefetched(layergate: Layergate) -> None:
+    """Wait, where streaming is off, until the layers of the pulled image have their prefetch ranges."""
+    until(
+        lambda: all(one.state is State.STUB for one in status(layergate).layers),
+        "prefetch ranges",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +186,30 @@ def image_files(layergate: Layergate, layout: Layout) -> list[File]:
     """Each file of a pulled image that no layer above its own says anything of, by path."""
     store = LayerStore(layergate.root)
     keys = {one.digest: one.layer for one in status(layergate).layers}
-    said: set[str] = set()
+    above: set[str] = set()
+    hiding: set[str] = set()
     found = []
     for digest in reversed(layout.layers):
         tree = store.tree(keys[digest])
-        hidden = [path for path, node in tree.nodes.items() if node.opaque or node.kind is Kind.WHITEOUT]
         for path, node in tree.nodes.items():
-            if node.kind is Kind.REGULAR and node.size and path == node.path and path not in said:
+            if (
+                node.kind is Kind.REGULAR
+                and node.size
+                and path == node.path
+                and path not in above
+                and hiding.isdisjoint(_ancestors(path))
+            ):
                 found.append(File(path, node.size, f"{store.fs(keys[digest])}/{path}"))
-        said.update(path for path, node in tree.nodes.items() if node.kind is not Kind.DIRECTORY)
-        said.update(hidden)
+        above.update(tree.nodes)
+        hiding.update(
+            path for path, node in tree.nodes.items() if node.kind is not Kind.DIRECTORY or node.opaque
+        )
     return sorted(found, key=lambda file: file.path)
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    while path := os.path.dirname(path):
+        yield path
 
 
 def snapshots(node: Node) -> dict[str, str]:
@@ -215,7 +260,7 @@ def late_files(layergate: Layergate) -> list[str]:
 
 def until_released(layergate: Layergate) -> None:
     """Wait until nothing that lazy layers need is mounted or linked any more, the gate aside."""
-    eventually(
+    until(
         lambda: not transient_mounts(layergate) and not late_files(layergate),
         "lazy lowers, META and LATE to be released",
     )
@@ -315,7 +360,7 @@ class Reader:
     def until_another_round(self) -> None:
         """Wait until it has read everything once from beginning to end."""
         begun = self.rounds
-        eventually(lambda: self.rounds >= begun + 2, "another round of reading")
+        until(lambda: self.rounds >= begun + 2, "another round of reading")
 
 
 @contextlib.contextmanager

@@ -17,8 +17,9 @@ from fetcher.blob import FileBlob
 from fetcher.opening import open_layer
 from fetcher.plain import PlainLayer
 from fetcher.store import FileSource, LayerStore
-from mounter.client import Mounter, MounterUnreachable
+from mounter.client import Mounter
 from mounter.control import Status
+from mounter.errors import MounterUnreachable
 from mounter.lowers import Meta, mount_lazy_lower
 from mounter.meta import ensure_meta
 from mounter.probe import Mode

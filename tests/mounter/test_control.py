@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mounter.client import Mounter, MounterRefused, MounterUnreachable, connect
+from mounter.client import Mounter, connect
 from mounter.control import (
     Configure,
     Done,
@@ -31,6 +31,7 @@ from mounter.control import (
     socket_path,
 )
 from mounter.counters import Counters, Latency
+from mounter.errors import MounterRefused, MounterUnreachable
 from mounter.logfile import last_line
 from mounter.settings import MounterSettings
 

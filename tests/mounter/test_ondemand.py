@@ -17,9 +17,10 @@ from fetcher.errors import FetchError, RegistryNotFound, RegistryUnreachable, St
 from fetcher.progress import Field
 from fetcher.store import FileSource, LayerRecord, LayerStore, Source
 from mounter.counters import Counters, Histogram
+from mounter.errors import TooSlow
 from mounter.link import LinkEstimate, RequestTimer
 from mounter.loaded import LoadedLayer
-from mounter.ondemand import OnDemand, TooSlow
+from mounter.ondemand import OnDemand
 from mounter.partial import members, runs
 from mounter.settings import MounterSettings
 from tests.estargz import Layer, build, file

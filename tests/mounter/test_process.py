@@ -14,8 +14,9 @@ from typing import Final
 import pytest
 
 import mounter
-from mounter.client import Mounter, MounterRefused, MounterUnreachable, connect, start_mounter
+from mounter.client import Mounter, connect, start_mounter
 from mounter.control import PROTOCOL, socket_path
+from mounter.errors import MounterRefused, MounterUnreachable
 from mounter.lowers import lazy_lowers, release_lazy_lower
 from mounter.mountinfo import is_mount_point, read_mounts
 from mounter.probe import Mode

@@ -42,7 +42,7 @@ class _Node:
 
     async def open(self, layer: Layer, name: str) -> str:
         path = self.blobs / name
-        path.write_bytes(layer.blob)  # noqa: ASYNC240 - a test's small file
+        path.write_bytes(layer.blob)
         return await open_layer(
             self.store,
             FileBlob(str(path)),
@@ -133,7 +133,7 @@ async def test_wrong_bytes_fail_the_layer_and_show_nothing(node: _Node) -> None:
     member = node.store.tree(layer).members[5]
     blob = bytearray(good.blob)
     blob[member.offset + 12] ^= 0xFF
-    path.write_bytes(blob)  # noqa: ASYNC240
+    path.write_bytes(blob)
     async with node.streams() as streams:
         await streams.ready(layer)
         await _until(lambda: streams.state(layer)[0] is State.FAILED)

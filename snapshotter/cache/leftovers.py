@@ -1,0 +1,241 @@
+"""What crashes leave behind: found without changing anything, removed under the lock that its maker holds.
+
+    layers/.dead-*                       a layer set aside                not deleted yet
+    layers/.new-*                        a layer, made by half            nobody makes one now
+    layers/<layer>/repair                files fetched to repair it       nobody works on the layer
+    layers/<layer>/*.tmp, lazy/*.json.*  half-written files               their processes are gone
+    late/*                               links handed over                no mounter runs
+    gate                                 a gate whose mounter is dead     likewise
+
+and, while no `serve` runs, which looks after them itself:
+
+    lazy/<id>                            a lazy lower                     no process uses it, no mount names it
+    meta/<layer>                         META                             no process uses it, nor such a lower
+    snapshots/*                          a directory                      the database has no row of it
+
+Blocking.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from typing import Final
+
+from fetcher.store import KEY_LENGTH, LayerStore
+from mounter.errors import MounterError
+from mounter.lock import locked
+from mounter.lowers import Meta, lazy_lowers
+from mounter.mountinfo import is_mount_point, read_mounts
+from mounter.syscalls import detach
+from mounter.uses import release_unused_lower, release_unused_meta
+from snapshotter.cache.mounted import named_by_mounts
+from snapshotter.cache.removal import delete_tree, not_worked_on
+from snapshotter.cache.values import Leftover, Problem
+
+_TEMPORARY = re.compile(r".+\.(?P<pid>\d+)\.tmp")
+_HALF_RECORD = re.compile(r"[a-z2-7]{20}\.json\.[0-9a-f]{8}")
+
+DEAD_LAYER: Final = "layer, removed by half"
+NEW_LAYER: Final = "layer, made by half"
+REPAIR: Final = "repair, begun"
+TEMPORARY: Final = "file, written by half"
+LATE: Final = "links handed over"
+GATE: Final = "dead gate"
+LAZY: Final = "lazy lower"
+ROOM: Final = "mounts made for a lazy lower"
+META: Final = "META tree"
+SNAPSHOT: Final = "snapshot's directory"
+
+
+def find_leftovers(store: LayerStore, snapshots: Collection[int] | None) -> list[Leftover]:
+    """What is left; `snapshots` are the ids in the database, None while `serve` runs. Raises OSError."""
+    root = store.root
+    found = [*_in_layers(store), *_half_records(root), *_of_the_mounter(root)]
+    if snapshots is not None:
+        found += [*_lower_mounts(root), *_snapshot_directories(root, snapshots)]
+    return found
+
+
+def remove_leftover(store: LayerStore, leftover: Leftover) -> Problem | None:
+    """Remove what `find_leftovers` found, unless somebody needs it by now."""
+    try:
+        reason = _REMOVERS[leftover.kind](store, leftover.path)
+    except (OSError, MounterError) as error:
+        reason = str(error)
+    return None if reason is None else Problem(leftover.path, reason)
+
+
+def _in_layers(store: LayerStore) -> Iterator[Leftover]:
+    making = is_locked(f"{store.layers_directory}.lock")
+    for name in _names(store.layers_directory):
+        path = os.path.join(store.layers_directory, name)
+        if name.startswith(".dead-"):
+            yield Leftover(DEAD_LAYER, path)
+        elif name.startswith(".new-"):
+            if not making:
+                yield Leftover(NEW_LAYER, path)
+        elif len(name) == KEY_LENGTH:
+            for inner in _names(path):
+                if inner == "repair" and not is_locked(os.path.join(path, "lock")):
+                    yield Leftover(REPAIR, os.path.join(path, inner))
+                elif (written := _TEMPORARY.fullmatch(inner)) and not os.path.exists(
+                    f"/proc/{written['pid']}"
+                ):
+                    yield Leftover(TEMPORARY, os.path.join(path, inner))
+
+
+def _half_records(root: str) -> Iterator[Leftover]:
+    directory = os.path.join(root, "lazy")
+    if not is_locked(os.path.join(directory, "lock")):
+        for name in _names(directory):
+            if _HALF_RECORD.fullmatch(name):
+                yield Leftover(TEMPORARY, os.path.join(directory, name))
+            elif name.endswith(".room"):
+                yield Leftover(ROOM, os.path.join(directory, name))
+
+
+def _of_the_mounter(root: str) -> Iterator[Leftover]:
+    if mounter_runs(root):
+        return
+    late, gate = os.path.join(root, "late"), os.path.realpath(os.path.join(root, "gate"))
+    yield from (Leftover(LATE, os.path.join(late, name)) for name in _names(late))
+    if _is_fuse(gate):
+        yield Leftover(GATE, gate)
+
+
+def _lower_mounts(root: str) -> Iterator[Leftover]:
+    named = named_by_mounts(root)
+    kept: set[str] = set()
+    for lower in lazy_lowers(root):
+        if lower.id in named or is_locked(os.path.join(root, "uses", lower.id)):
+            kept.update(part.layer for part in lower.parts if isinstance(part, Meta))
+        else:
+            yield Leftover(LAZY, lower.path)
+    directory = os.path.join(root, "meta")
+    for name in _names(directory):
+        path = os.path.join(directory, name)
+        if os.path.isdir(path) and name not in kept and not is_locked(os.path.join(root, "uses", name)):
+            yield Leftover(META, path)
+
+
+def _snapshot_directories(root: str, snapshots: Collection[int]) -> Iterator[Leftover]:
+    directory = os.path.join(root, "snapshots")
+    live = {str(snapshot) for snapshot in snapshots}
+    for name in _names(directory):
+        if name not in live:
+            yield Leftover(SNAPSHOT, os.path.join(directory, name))
+
+
+def _remove_tree(_store: LayerStore, path: str) -> str | None:
+    return delete_tree(path)
+
+
+def _remove_new(store: LayerStore, path: str) -> str | None:
+    with store.nothing_is_made():
+        return delete_tree(path)
+
+
+def _remove_repair(store: LayerStore, path: str) -> str | None:
+    with not_worked_on(store, os.path.basename(os.path.dirname(path))) as free:
+        return delete_tree(path) if free else "the layer is worked on by now"
+
+
+def _remove_file(_store: LayerStore, path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _remove_room(store: LayerStore, path: str) -> None:
+    with locked(os.path.join(store.root, "lazy", "lock")):
+        if is_mount_point(path):
+            detach(path)
+        with suppress(FileNotFoundError):
+            os.rmdir(path)
+
+
+def _remove_lower(store: LayerStore, path: str) -> str | None:
+    return None if release_unused_lower(store.root, os.path.basename(path)) else "it is in use by now"
+
+
+def _remove_meta(store: LayerStore, path: str) -> str | None:
+    return None if release_unused_meta(store.root, os.path.basename(path)) else "it is in use by now"
+
+
+def _remove_late(store: LayerStore, path: str) -> str | None:
+    return "a mounter runs by now" if mounter_runs(store.root) else delete_tree(path)
+
+
+def _remove_gate(store: LayerStore, path: str) -> str | None:
+    if mounter_runs(store.root):
+        return "a mounter runs by now"
+    while _is_fuse(path):
+        detach(path)
+    return None
+
+
+def _remove_snapshot(_store: LayerStore, path: str) -> str | None:
+    inside = [mount.target for mount in read_mounts() if mount.target.startswith(path + "/")]
+    return f"something is mounted on {inside[0]}" if inside else delete_tree(path)
+
+
+_REMOVERS: Final[dict[str, Callable[[LayerStore, str], str | None]]] = {
+    DEAD_LAYER: _remove_tree,
+    NEW_LAYER: _remove_new,
+    REPAIR: _remove_repair,
+    TEMPORARY: _remove_file,
+    LATE: _remove_late,
+    GATE: _remove_gate,
+    LAZY: _remove_lower,
+    ROOM: _remove_room,
+    META: _remove_meta,
+    SNAPSHOT: _remove_snapshot,
+}
+
+
+def is_locked(path: str) -> bool:
+    """Whether a process holds the flock of a file; False if there is no such file, which is not made."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def mounter_runs(root: str) -> bool:
+    """Whether a mounter of `root` lives: the one with the lock, or a retired one that mounts still use."""
+    if is_locked(os.path.join(root, "mounter.lock")):
+        return True
+    roots = {os.fsencode(os.path.abspath(root)), os.fsencode(os.path.realpath(root))}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    words = file.read().split(b"\0")
+                if b"mounter.process" in words and not roots.isdisjoint(words):
+                    return True
+    return False
+
+
+def _lives(pid: str) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def _is_fuse(path: str) -> bool:
+    return any(mount.target == path and mount.fstype.startswith("fuse") for mount in read_mounts())
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []

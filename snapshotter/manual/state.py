@@ -1,0 +1,176 @@
+"""ROOT/mounts: the mounts made by hand, one small file each, so that every process can tell.
+
+    ROOT/mounts/<id>.json       MountState
+                <id>.log        what its keeper logged
+                lock            flock: held while a mount of ours is made, swapped or taken away
+                empty/          an empty directory, the lowest of an overlay that would have one layer only
+
+A state is written before what it tells of, by temporary name and rename. What is true is in the kernel: a
+mount is there if mountinfo has one of the ids, a keeper runs if its process id has the start time. Blocking.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import msgspec
+
+from fetcher.store import boot_id
+from mounter.lock import locked
+from mounter.swap import mounts_on
+
+
+class MountKind(enum.Enum):
+    """How far a mount is, as its keeper wrote it."""
+
+    STARTING = "starting"
+    """Nothing is mounted yet."""
+    LAZY = "lazy"
+    NATIVE = "native"
+    """Complete; it needs no process."""
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A process for all time: `start_time` is in clock ticks since boot, as /proc has it."""
+
+    pid: int
+    start_time: int
+
+    @classmethod
+    def current(cls) -> Process:
+        """This one."""
+        return cls(os.getpid(), _start_time(os.getpid()))
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        try:
+            return _start_time(self.pid) == self.start_time
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+
+class MountedLayer(msgspec.Struct, frozen=True):
+    """A layer by key and by its blob's digest."""
+
+    layer: str
+    digest: str
+
+
+class MountState(msgspec.Struct, frozen=True, kw_only=True):
+    """One mount. `layers` are those of the image from the bottom up; times in seconds since 1970."""
+
+    id: str
+    mountpoint: str
+    source: str
+    alone: bool
+    """One layer as it is, not merged."""
+    rw: str | None
+    work: str | None
+    """The directory of the overlays' work directories."""
+    made_rw: bool
+    """Whether the upper directory was made for this mount."""
+    keeper: Process | None
+    namespace: str
+    """The mount namespace, as /proc/self/ns/mnt names it."""
+    boot: str
+    since: float
+    kind: MountKind = MountKind.STARTING
+    layers: list[MountedLayer] = []
+    mounts: list[int] = []
+    """Ids of our mounts on the mountpoint, the uppermost first: two only within a swap, or where one failed."""
+    waiting: str | None = None
+    """A mountpoint inside, because of which a complete mount has not been swapped yet."""
+
+    @property
+    def here(self) -> bool:
+        """Whether what it tells of could be in this mount namespace."""
+        return self.namespace == mount_namespace() and self.boot == boot_id()
+
+    def mounted(self) -> list[int]:
+        """Those of its mounts that are there, in the state's order; for a state that is `here`."""
+        present = {mount.id for mount in mounts_on(self.mountpoint)}
+        return [mount for mount in self.mounts if mount in present]
+
+    def alive(self) -> bool:
+        """Whether there is a mount, or somebody about to make one."""
+        if self.boot != boot_id():
+            return False
+        if self.keeper is not None and self.keeper.runs():
+            return True
+        return bool(self.mounted()) if self.here else os.path.exists("/proc") and self.kind is MountKind.NATIVE
+
+
+class ManualMounts:
+    """The states below one root."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+        self.directory = os.path.join(self.root, "mounts")
+        self.empty = os.path.join(self.directory, "empty")
+
+    def create_directories(self) -> None:
+        """Make ROOT, ROOT/mounts and its empty directory."""
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(self.empty, 0o755)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Exclude the other processes that make, swap or take away mounts."""
+        with locked(os.path.join(self.directory, "lock")):
+            yield
+
+    def all(self) -> list[MountState]:
+        """Every state by mountpoint, those of a crash or an earlier boot too."""
+        found = []
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self.directory):
+                if name.endswith(".json"):
+                    # Removed meanwhile, or cut short by a power loss.
+                    with suppress(FileNotFoundError, msgspec.DecodeError):
+                        found.append(self._read(name))
+        return sorted(found, key=lambda state: (state.mountpoint, state.since))
+
+    def on(self, mountpoint: str) -> list[MountState]:
+        """The states of one mountpoint, an absolute real path."""
+        return [state for state in self.all() if state.mountpoint == mountpoint]
+
+    def log(self, name: str) -> str:
+        """Where the keeper of the mount with this id logs."""
+        return os.path.join(self.directory, f"{name}.log")
+
+    def write(self, state: MountState) -> None:
+        """Keep a state."""
+        path = os.path.join(self.directory, f"{state.id}.json")
+        temporary = f"{path}.{secrets.token_hex(4)}"
+        with open(temporary, "wb") as file:
+            file.write(msgspec.json.encode(state))
+        os.rename(temporary, path)
+
+    def forget(self, state: MountState) -> None:
+        """Remove a state and its log."""
+        for path in (os.path.join(self.directory, f"{state.id}.json"), self.log(state.id)):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _read(self, name: str) -> MountState:
+        with open(os.path.join(self.directory, name), "rb") as file:
+            return msgspec.json.decode(file.read(), type=MountState)
+
+
+def mount_namespace() -> str:
+    """Our mount namespace, as the kernel names it."""
+    return os.readlink("/proc/self/ns/mnt")
+
+
+def _start_time(pid: int) -> int:
+    """Raises FileNotFoundError, ProcessLookupError; a process that only waits to be reaped has ended."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    if fields[0] in (b"Z", b"X"):
+        raise ProcessLookupError(pid)
+    return int(fields[19])
