@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
-import structlog
 from anyio import to_thread
 
+from fetcher.logs import get_logger
 from fetcher.reference import DOCKER_IO
 
-log = structlog.get_logger("layergate.fetcher")
+log = get_logger("layergate.fetcher")
 
 DOCKER_IO_KEY: Final = "https://index.docker.io/v1/"
 """The name under which docker keeps docker.io's credentials."""

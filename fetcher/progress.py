@@ -34,6 +34,8 @@ class Field(enum.IntEnum):
     """Bytes a second of the running stream, smoothed."""
     REQUESTS = 11
     """HTTP requests made to stream the layer."""
+    PREFETCH_END = 12
+    """Where the prefetch range ends, bytes; 0 without one."""
 
 
 class Progress:

@@ -8,9 +8,7 @@ readers verify.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.metadata
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -44,6 +42,7 @@ from fetcher.reference import Reference, parse_digest, short_digest
 from fetcher.retries import Retries, Sleep
 from fetcher.settings import RegistrySettings
 from fetcher.transport import RegistryTransport
+from fetcher.version import VERSION
 
 T = TypeVar("T")
 
@@ -82,7 +81,7 @@ class RegistryClient:
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(settings.read_timeout_seconds, connect=settings.connect_timeout_seconds),
-            headers={"User-Agent": f"layergate/{_version()}", "Accept": "*/*", "Accept-Encoding": "identity"},
+            headers={"User-Agent": f"layergate/{VERSION}", "Accept": "*/*", "Accept-Encoding": "identity"},
         )
         self._exchange = Exchange(self._http, credentials, on_request=on_request, on_bytes=on_bytes)
 
@@ -212,11 +211,3 @@ class RegistryClient:
 
 def _sha256(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-@functools.cache
-def _version() -> str:
-    try:
-        return importlib.metadata.version("layergate")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

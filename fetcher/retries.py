@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
-import structlog
 
 from fetcher.errors import RegistryError, RegistryUnavailable, RegistryUnreachable
+from fetcher.logs import get_logger
 
-log = structlog.get_logger("layergate.fetcher")
+log = get_logger("layergate.fetcher")
 
 FIRST_BACKOFF: Final = 0.25
 LONGEST_BACKOFF: Final = 15.0

@@ -187,13 +187,24 @@ class LayerStore:
         """Say that fs/ holds only verified files as of this boot."""
         self._write(layer, "boot", boot_id().encode())
 
+    def distrust(self, layer: str) -> None:
+        """Take the completion mark away, and have fs/ verified before it is believed again."""
+        self._write(layer, "boot", b"")
+        with _refusals(f"cannot distrust layer {layer}"), contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.directory(layer), "complete"))
+
+    def replace_toc(self, layer: str, toc_json: bytes) -> None:
+        """Put the right table of contents in the place of a damaged one. Raises VerificationError."""
+        verify_toc(toc_json, self.record(layer).toc_digest)
+        self._write(layer, "toc.json", toc_json)
+
     def mark_complete(self, layer: str) -> None:
         """Write the completion mark; everything in fs/ must be on disk already."""
         self._write(layer, "complete", b"")
 
     @contextlib.contextmanager
     def nothing_is_made(self) -> Iterator[None]:
-        """Hold off the making of layers for the block: a `.new-` directory is a crash's then. Raises OSError."""
+        """Hold off the making of layers: inside, a `.new-` directory is a crash's. Raises OSError."""
         with self._making(fcntl.LOCK_EX):
             yield
 

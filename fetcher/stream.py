@@ -13,15 +13,17 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from fetcher.blob import Blob
 from fetcher.errors import FormatError, VerificationError
 from fetcher.inflate import MemberInflater, inflate
 from fetcher.nodes import Chunk, Member, Node
 from fetcher.pieces import mismatch, verified_piece
 from fetcher.plain import PlainFile, PlainLayer
 from fetcher.progress import Field, Progress
+
+if TYPE_CHECKING:  # what streams need not be a registry: do not load its client here
+    from fetcher.blob import Blob
 
 WHOLE_MEMBER: Final = 8 << 20
 """Members up to this many compressed bytes are inflated in one go; larger ones as they arrive."""
@@ -245,8 +247,9 @@ class _SpanReader:
 
     async def skip_to(self, offset: int) -> None:
         """Drop everything before `offset` of the blob."""
-        async for _ in self.blocks(offset - self._position):
-            pass
+        if offset > self._position:
+            async for _ in self.blocks(offset - self._position):
+                pass
 
     async def take(self, count: int) -> bytes | memoryview:
         """The next `count` bytes."""

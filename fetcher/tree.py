@@ -31,6 +31,8 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _AUFS = ".wh..wh."
 _STEERING = ("trusted.overlay.", "user.overlay.")
+_XATTRS = ("user.", "trusted.", "security.", "system.")
+"""The name spaces that Linux has; other systems' names (com.apple.*) are left out, as unpackers do."""
 _MAX_SIZE = 1 << 62
 _TARGET_LIMIT = 4095
 _IMPLIED_LIMIT: Final = 64 << 20
@@ -194,13 +196,11 @@ def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int, *, by_
         for name in entry.xattrs:
             if name.startswith(_STEERING):
                 raise InvalidToc(f"{path!r} carries the xattr {name!r}, which would steer overlayfs")
-            if not name or "\0" in name or _length(name, path) > NAME_LIMIT:
+            if not name or name in _XATTRS or "\0" in name or _length(name, path) > NAME_LIMIT:
                 raise InvalidToc(f"{path!r} carries an xattr with the invalid name {name[:60]!r}")
-        if kind not in (Kind.REGULAR, Kind.DIRECTORY):
-            # The kernel keeps user.* on files and directories only; every unpacker drops the others.
-            node.xattrs = {name: value for name, value in entry.xattrs.items() if name[:5] != "user."}
-        else:
-            node.xattrs = entry.xattrs
+        # The kernel keeps user.* on files and directories only; every unpacker drops the others.
+        kept = _XATTRS if kind in (Kind.REGULAR, Kind.DIRECTORY) else _XATTRS[1:]
+        node.xattrs = {name: value for name, value in entry.xattrs.items() if name.startswith(kept)}
     if kind is Kind.REGULAR:
         node.size = _within(entry.size, 0, _MAX_SIZE, path, "size")
         if node.size:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
 import pyfuse3
-import structlog
 
 from fetcher.errors import FetchError, StoreError
+from fetcher.logs import get_logger
 from mounter.errors import MounterError
 
-log = structlog.get_logger("layergate.mounter")
+log = get_logger("layergate.mounter")
 
 _PASSED_ON: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 """What the local system says that means the same to the reader; the rest would mislead: EACCES, say."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio import to_thread
 
-from fetcher.blob import Blob
 from fetcher.settings import RegistrySettings
 from fetcher.store import LayerRecord, Source
 
 if TYPE_CHECKING:
+    from fetcher.blob import Blob
     from fetcher.sources import BlobSources
 
 

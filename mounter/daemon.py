@@ -9,12 +9,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
-import structlog
-
+from fetcher.logs import get_logger
 from mounter.logfile import last_line
 from mounter.syscalls import detach, mount
 
-log = structlog.get_logger("layergate.mounter")
+log = get_logger("layergate.mounter")
 
 READY: Final = "ready"
 

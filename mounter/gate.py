@@ -32,10 +32,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyfuse3
-import structlog
 from anyio import to_thread
 
 from fetcher.errors import FetchError
+from fetcher.logs import get_logger
 from fetcher.nodes import Kind, Node
 from fetcher.store import KEY_LENGTH
 from mounter.answers import answered
@@ -45,7 +45,7 @@ from mounter.handover import Late
 from mounter.loaded import LoadedLayer
 from mounter.ondemand import OnDemand
 
-log = structlog.get_logger("layergate.mounter")
+log = get_logger("layergate.mounter")
 
 FOREVER: Final = 86400.0
 """Seconds that the kernel may keep an answer: a layer never changes."""
@@ -155,6 +155,11 @@ class Gate(pyfuse3.Operations):
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """No blocks, so that df leaves the mount out."""
         return no_blocks()
+
+    @property
+    def serves_files(self) -> bool:
+        """Whether the kernel knows an inode of a file that is read through us."""
+        return bool(self._served)
 
     def _absent(self) -> pyfuse3.FUSEError:
         self._counters.lookups_absent += 1

@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 import anyio
-import structlog
 from anyio import to_thread
 
+from fetcher.logs import get_logger
 from fetcher.nodes import Node
 from fetcher.plain import PlainLayer
 from fetcher.progress import Progress
@@ -23,7 +23,7 @@ from fetcher.store import LayerRecord, LayerStore
 from fetcher.tree import LayerTree
 from mounter.partial import PartialFile
 
-log = structlog.get_logger("layergate.mounter")
+log = get_logger("layergate.mounter")
 
 _INCOMPLETE_PATIENCE: Final = 10
 """A layer that is still streaming is likely to be asked for again: it stays so many times longer."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-import structlog
-
 
 class LogFile:
     """A text sink that begins anew at `limit` bytes; what was there stays as `<path>.1`."""
@@ -51,20 +49,6 @@ class LogFile:
         sys.stderr.flush()
         os.dup2(fd, 1)
         os.dup2(fd, 2)
-
-
-def log_to(file: LogFile) -> None:
-    """Send every log line of the process to `file`, as key=value pairs."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.ExceptionRenderer(),
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(file=file),  # type: ignore[arg-type]  # it needs write and flush
-        cache_logger_on_first_use=True,
-    )
 
 
 def last_line(path: str) -> str:

@@ -12,14 +12,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
-import structlog
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from fetcher.blob import Blob
 from fetcher.demand import HOLD_SECONDS, Demand, Slot
 from fetcher.errors import (
     FetchError,
@@ -28,6 +26,7 @@ from fetcher.errors import (
     RegistryUnreachable,
     StoreError,
 )
+from fetcher.logs import get_logger
 from fetcher.nodes import Node
 from fetcher.progress import Field
 from fetcher.store import FileSource, LayerRecord, LayerStore, Source
@@ -38,9 +37,12 @@ from mounter.loaded import LoadedLayer, LoadedLayers
 from mounter.partial import Arrival, MemberPart, PartialFile, PieceWriter, holds_whole, members, runs
 from mounter.settings import MounterSettings
 
-log = structlog.get_logger("layergate.mounter")
+if TYPE_CHECKING:  # a registry client is loaded at the first need: mounter.blobs
+    from fetcher.blob import Blob
 
-OpenBlob = Callable[[Source, LayerRecord], Awaitable[Blob]]
+log = get_logger("layergate.mounter")
+
+OpenBlob = Callable[[Source, LayerRecord], "Awaitable[Blob]"]
 """The seam to where blobs are. Raises FetchError."""
 
 _TRANSIENT: Final = (RegistryUnreachable, RegistryUnavailable)

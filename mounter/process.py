@@ -4,7 +4,8 @@
 
 One a root, guarded by the flock of ROOT/mounter.lock. It mounts ROOT/gate in the mount namespace that it
 is started in and serves ROOT/mounter.sock (`mounter.control`). It lives until the kernel drops its FUSE
-connection, which is when ROOT/gate is unmounted and the last mount that uses it is gone.
+connection, which is when ROOT/gate is unmounted and the last mount that uses it is gone; or, once it is
+retired, until every layer is complete and the kernel knows no file that is read through it.
 
 Containers that run on lazy layers cannot go on without it. So SIGTERM, SIGINT and SIGHUP do what the
 request `retire` does: give up mount point, lock and socket, and end by itself when nobody uses the gate
@@ -26,18 +27,18 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from typing import Final
 
 import anyio
 import msgspec
 import pyfuse3
-import structlog
 from anyio import to_thread
 from anyio.abc import TaskStatus
 
 from fetcher.errors import FetchError
+from fetcher.logs import configure_logs, get_logger
 from fetcher.store import LayerStore
+from fetcher.version import VERSION
 from mounter.blobs import Blobs
 from mounter.control import (
     PROTOCOL,
@@ -57,7 +58,7 @@ from mounter.errors import AlreadyRunning, MounterError, MountFailed
 from mounter.files import OpenFiles
 from mounter.gate import Gate
 from mounter.handover import Late
-from mounter.logfile import LogFile, log_to
+from mounter.logfile import LogFile
 from mounter.mountinfo import read_mounts
 from mounter.ondemand import OnDemand, OpenBlob
 from mounter.probe import Mode
@@ -65,13 +66,16 @@ from mounter.server import ControlServer
 from mounter.settings import MounterSettings
 from mounter.stub import Stub
 from mounter.syscalls import detach
+from mounter.trees import GateWithTrees
 
-log = structlog.get_logger("layergate.mounter")
+log = get_logger("layergate.mounter")
 
 _MAX_TASKS: Final = 4096
 """Requests that may wait at a time. Each has a buffer of 1 MiB, of which a page is touched."""
 
-_OPTIONS: Final = frozenset({"fsname=layergate", "subtype=layergate", "allow_other", "ro"})
+_OPTIONS: Final = frozenset(
+    {"fsname=layergate", "subtype=layergate", "allow_other", "default_permissions", "ro"}
+)
 _CLOSE_SECONDS: Final = 5.0
 _ADOPT_SECONDS: Final = 60.0
 """How often LATE is searched for links that a retired mounter made."""
@@ -99,6 +103,7 @@ class MounterProcess:
         self._gate = os.path.join(self.root, "gate")
         self._counters = Counters()
         self._retired = False
+        self._with_trees: GateWithTrees | None = None
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until the session ends; `ready` is called when the gate is mounted and the socket answers.
@@ -116,7 +121,7 @@ class MounterProcess:
         self._mount()
         async with self._tasks:
             self._tasks.start_soon(self._serve_fuse)
-            self._tasks.start_soon(self._sweep)
+            self._tasks.start_soon(self._sweep, store)
             await self._tasks.start(self._serve_signals)
             await self._tasks.start(self._server.serve)
             await to_thread.run_sync(let_many_wait, self.root, self._gate, _MAX_TASKS)
@@ -127,11 +132,10 @@ class MounterProcess:
     def _mount(self) -> None:
         clear_gate(self._gate)
         os.makedirs(self._gate, mode=0o700, exist_ok=True)
-        operations = (
-            Gate(self._ondemand, self._files, self._late)
-            if self.mode is Mode.GATE
-            else Stub(self._ondemand, self._files)
-        )
+        trees = Stub(self._ondemand, self._files)
+        if self.mode is Mode.GATE:
+            self._with_trees = GateWithTrees(Gate(self._ondemand, self._files, self._late), trees)
+        operations = self._with_trees or trees
         try:
             pyfuse3.init(operations, self._gate, set(_OPTIONS))
         except RuntimeError as error:
@@ -148,9 +152,10 @@ class MounterProcess:
                 await self._blobs.aclose()
         self._tasks.cancel_scope.cancel()
 
-    async def _sweep(self) -> None:
-        """Remove what has served its time: links in LATE, trees, half-fetched files."""
+    async def _sweep(self, store: LayerStore) -> None:
+        """Remove what has served its time: links in LATE, trees, half-fetched files, and in the end us."""
         adopting = 0.0
+        dispensable = False
         while True:
             try:
                 if not self._retired and anyio.current_time() >= adopting:
@@ -160,7 +165,21 @@ class MounterProcess:
                 await self._ondemand.layers.sweep(self._settings.idle_seconds)
             except OSError as error:  # what could not be removed now will be tried again
                 log.warning("not_swept", error=str(error))
+            before, dispensable = dispensable, await to_thread.run_sync(self._is_dispensable, store)
+            if before and dispensable:
+                log.info("dispensable")
+                self._tasks.cancel_scope.cancel()
             await anyio.sleep(min(1.0, self._settings.late_seconds))
+
+    def _is_dispensable(self, store: LayerStore) -> bool:
+        """Whether nobody can miss us, though the kernel has the gate mounted for somebody still.
+
+        That is a program with an open file or its working directory in a mount that was taken away. Being
+        retired, we get no new mount; and where every layer is complete, PLAIN has all files.
+        """
+        if not self._retired or self._with_trees is None or not self._with_trees.is_dispensable:
+            return False
+        return all(map(store.is_complete, store.layers()))
 
     async def _serve_signals(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -217,7 +236,7 @@ class MounterProcess:
         return Status(
             protocol=PROTOCOL,
             pid=os.getpid(),
-            version=_version(),
+            version=VERSION,
             generation=self.generation,
             mode=self.mode.value,
             resident_bytes=_resident_bytes(),
@@ -253,13 +272,6 @@ def _lock(path: str) -> int:
 
 
 @functools.cache
-def _version() -> str:
-    try:
-        return metadata.version("layergate")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def _resident_bytes() -> int:
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -281,7 +293,7 @@ def serve(
     os.umask(0o022)
     os.chdir("/")
     log_file = LogFile(os.path.join(root, "mounter.log"), settings.log_limit)
-    log_to(log_file)
+    configure_logs("info", stream=log_file)
     spare_from_oom()
     allow_many_files()
     process = MounterProcess(root, mode, settings, log_file=log_file, open_blob=open_blob)

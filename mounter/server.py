@@ -9,11 +9,11 @@ from typing import Final
 
 import anyio
 import msgspec
-import structlog
 from anyio.abc import ByteStream, TaskGroup, TaskStatus
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from fetcher.errors import FetchError
+from fetcher.logs import get_logger
 from mounter.control import (
     LINE_LIMIT,
     PROTOCOL,
@@ -27,7 +27,7 @@ from mounter.control import (
 )
 from mounter.errors import MounterError
 
-log = structlog.get_logger("layergate.mounter")
+log = get_logger("layergate.mounter")
 
 Answer = Callable[[Request], Awaitable[Reply]]
 """Does what is asked. May raise FetchError, MounterError and OSError, which become a `Failed`."""

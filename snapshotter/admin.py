@@ -1,7 +1,10 @@
-"""layergate's own gRPC service, on the same socket: status, and word of an image about to be pulled."""
+"""layergate's own gRPC service, on the same socket: status, the cache, and word of an image to be pulled."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -9,6 +12,9 @@ import msgspec
 
 from fetcher.errors import FetchError
 from fetcher.manifest import Platform
+from snapshotter.cache.served import ServedCache
+from snapshotter.cache.values import Selection
+from snapshotter.errors import MetadataError
 from snapshotter.lazy import LazyLowers
 from snapshotter.proto import admin_pb2 as pb
 from snapshotter.proto.admin_pb2_grpc import AdminServicer, add_AdminServicer_to_server
@@ -20,9 +26,11 @@ _Context = grpc.aio.ServicerContext[Any, Any]  # its messages differ from call t
 class AdminService(AdminServicer):
     """layergate.v1.Admin; translates, decides nothing."""
 
-    def __init__(self, lazy: LazyLowers, status: StatusReader) -> None:
+    def __init__(self, root: str, lazy: LazyLowers, status: StatusReader, cache: ServedCache) -> None:
+        self._root = os.path.realpath(root)
         self._lazy = lazy
         self._status = status
+        self._cache = cache
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the service to a server that has not been started."""
@@ -42,3 +50,29 @@ class AdminService(AdminServicer):
         except FetchError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return pb.OpenImageReply(json=msgspec.json.encode({"layers": count}))
+
+    async def CacheInventory(  # noqa: N802
+        self, request: pb.CacheInventoryRequest, context: _Context
+    ) -> pb.CacheInventoryReply:
+        """What is in the cache, as JSON."""
+        async with self._cache_of(request.root, context) as cache:
+            return pb.CacheInventoryReply(json=msgspec.json.encode(await cache.inventory()))
+
+    async def CacheClean(self, request: pb.CacheCleanRequest, context: _Context) -> pb.CacheCleanReply:  # noqa: N802
+        """Remove layers, or say which would be; the report as JSON."""
+        async with self._cache_of(request.root, context) as cache:
+            selection = msgspec.json.decode(request.selection_json, type=Selection)
+            report = await cache.clean(selection, dry_run=request.dry_run)
+            return pb.CacheCleanReply(json=msgspec.json.encode(report))
+
+    @asynccontextmanager
+    async def _cache_of(self, root: str, context: _Context) -> AsyncIterator[ServedCache]:
+        """The cache, if `root`, a real path, is ours; its errors as statuses."""
+        if root != self._root:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"serve's root is {self._root}")
+        try:
+            yield self._cache
+        except (OSError, MetadataError) as error:
+            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+        except msgspec.DecodeError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

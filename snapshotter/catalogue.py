@@ -70,6 +70,10 @@ class Catalogue:
         """Give the key of every lazy layer that a snapshot names."""
         return self._metadata.layers()
 
+    def layer_users(self) -> list[tuple[str, str]]:
+        """Give pairs of a lazy layer's key and the name of a snapshot that needs it."""
+        return self._metadata.layer_users()
+
     def create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Standing:
         """Add an active or view snapshot with its directories.
 

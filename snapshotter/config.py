@@ -14,6 +14,7 @@ import msgspec
 
 from fetcher.settings import RegistryHost, RegistrySettings
 from mounter.settings import MounterSettings
+from snapshotter.cache.quantities import parse_duration, parse_share, parse_size
 from snapshotter.defaults import DEFAULT_CONFIG
 from snapshotter.errors import ConfigError
 
@@ -41,6 +42,44 @@ class LazyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a client may take from our answer to its mount, before what it names may be released."""
 
 
+class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[cache]`: what serve keeps the cache to by itself. Layers in use are never removed."""
+
+    max_size: str | None = None
+    """Of all layers together, like "20GB"; by default there is no limit."""
+    min_free: str | None = None
+    """Of the file system, like "5GB" or "10%"; by default 1 GB, or 5 % where that is less."""
+    keep_unused: str = "24h"
+    """How long a layer stays that nothing uses; "forever" leaves it to the other limits."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no quantity."""
+        for name in ("max_size_bytes", "min_free_bytes", "min_free_share", "keep_unused_seconds"):
+            getattr(self, name)
+
+    @property
+    def max_size_bytes(self) -> int | None:
+        """`max_size` in bytes."""
+        return None if self.max_size is None else parse_size(self.max_size)
+
+    @property
+    def min_free_bytes(self) -> int | None:
+        """`min_free` in bytes; None if it is not set, or a share."""
+        return None if self.min_free is None or self.min_free.endswith("%") else parse_size(self.min_free)
+
+    @property
+    def min_free_share(self) -> float | None:
+        """`min_free` as a share of the file system's size; None if it is not set, or bytes."""
+        if self.min_free is None or not self.min_free.endswith("%"):
+            return None
+        return parse_share(self.min_free)
+
+    @property
+    def keep_unused_seconds(self) -> float | None:
+        """`keep_unused` in seconds; None for ever."""
+        return None if self.keep_unused == "forever" else parse_duration(self.keep_unused)
+
+
 class CredentialsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[credentials]`: where registry credentials come from."""
 
@@ -59,6 +98,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     stream: StreamConfig = StreamConfig()
     lazy: LazyConfig = LazyConfig()
+    cache: CacheConfig = CacheConfig()
     credentials: CredentialsConfig = CredentialsConfig()
     registry: dict[str, RegistryHost] = {}
     mounter: MounterSettings = MounterSettings()

@@ -14,20 +14,21 @@ import os
 from dataclasses import dataclass
 
 import anyio
-import structlog
 from anyio import to_thread
 
+from fetcher.logs import get_logger
 from mounter.client import Mounter, connect, start_mounter
 from mounter.control import Status as MounterStatus
 from mounter.errors import MounterError, MounterUnreachable
 from mounter.lock import locked
 from mounter.probe import Mode, probe
 from mounter.settings import MounterSettings
+from mounter.swap import mounts_on
 from mounter.uses import GATE, Uses, unused
 from snapshotter.config import Config
 from snapshotter.errors import Unavailable
 
-log = structlog.get_logger("layergate.gates")
+log = get_logger("layergate.gates")
 
 _WATCH_SECONDS = 5.0
 
@@ -197,7 +198,9 @@ def retire_unused(root: str) -> None:
         try:
             connect(root).retire()
         except MounterUnreachable:
-            # Nobody holds the gate, so what is still mounted there is dead.
-            from mounter.process import clear_gate  # here, as it loads libfuse
+            gate = os.path.join(os.path.realpath(root), "gate")
+            if mounts_on(gate):
+                # Nobody holds the gate, so what is still mounted there is dead.
+                from mounter.process import clear_gate  # here, as it loads libfuse
 
-            clear_gate(os.path.join(os.path.realpath(root), "gate"))
+                clear_gate(gate)

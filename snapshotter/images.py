@@ -12,20 +12,21 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
-import structlog
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from fetcher.blob import RegistryBlob
 from fetcher.errors import FetchError, NotEstargz, RegistryNotFound
+from fetcher.logs import get_logger
 from fetcher.manifest import Platform, ResolvedImage
 from fetcher.opening import open_layer
 from fetcher.reference import parse_reference
 from fetcher.sources import BlobSources
 from fetcher.store import LayerRecord, LayerStore, RegistrySource, layer_key
+from snapshotter.openings import Openings
 from snapshotter.remote import RemoteLayer
 
-log = structlog.get_logger("layergate.images")
+log = get_logger("layergate.images")
 
 _REMEMBERED: Final = 64
 """Manifests kept in memory; each takes some KB."""
@@ -53,6 +54,8 @@ class Images:
         self._manifests: dict[str, ResolvedImage] = {}
         self._manifest_lock = anyio.Lock()
         self._openings: dict[tuple[str, str | None], _Opening] = {}
+        self.openings = Openings()
+        """Which blobs are being opened: their layers are not removed meanwhile."""
 
     async def open(self, wanted: RemoteLayer) -> str:
         """The layer key of an opened layer; opens its whole image on the way. Raises FetchError."""
@@ -148,15 +151,17 @@ class Images:
             reference = parse_reference(image)
             client = await self._sources.client(reference, plain_http=source.plain_http)
             blob = RegistryBlob(client, reference, digest, size)
-            opening.layer = await open_layer(
-                self._store,
-                blob,
-                digest=digest,
-                size=size,
-                promised_toc_digest=toc_digest,
-                source=source,
-                image=image,
-            )
+            async with self.openings.opening(digest):
+                opening.layer = await open_layer(
+                    self._store,
+                    blob,
+                    digest=digest,
+                    size=size,
+                    promised_toc_digest=toc_digest,
+                    source=source,
+                    image=image,
+                )
+                self._opened(opening.layer)
             log.info(
                 "layer_opened",
                 layer=opening.layer,
@@ -164,9 +169,10 @@ class Images:
                 image=image,
                 seconds=round(anyio.current_time() - begun, 3),
             )
-            self._opened(opening.layer)
         except NotEstargz as error:
-            log.info("layer_not_estargz", digest=digest, image=image, reason=str(error))
+            # With the digest of a table of contents the image promised one: its layer is damaged, or the answer.
+            say = log.info if toc_digest is None else log.warning
+            say("layer_not_estargz", digest=digest, image=image, reason=str(error))
             opening.failure = error
         except FetchError as error:
             log.warning("layer_not_opened", digest=digest, image=image, error=str(error))

@@ -11,17 +11,19 @@ process uses (`mounter.uses`): a manual mount may stand on the same layers.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import anyio
-import structlog
 from anyio import to_thread
 
 from fetcher.errors import FetchError, InvalidReference, NotEstargz
+from fetcher.logs import get_logger
 from fetcher.manifest import Platform
+from fetcher.progress import Field
 from fetcher.store import LayerStore
 from mounter.errors import MounterError
 from mounter.lowers import Meta, lazy_id, lazy_lowers, mount_lazy_lower
@@ -38,9 +40,11 @@ from snapshotter.lowers import LazyLink, Link, Lowerdirs
 from snapshotter.remote import remote_layer
 from snapshotter.streams import LayerStreams
 
-log = structlog.get_logger("layergate.lazy")
+log = get_logger("layergate.lazy")
 
 _RELEASE_INTERVAL_SECONDS: Final = 5.0
+_ANNOUNCED_SECONDS: Final = 60.0
+"""How long a layer that was opened ahead is kept for the Prepare that is to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,14 @@ class LazyLowers:
     """Implements `snapshotter.lowers.Lowers`; `run` must be running for lazy lowers to be released."""
 
     def __init__(
-        self, store: LayerStore, config: Config, *, images: Images, streams: LayerStreams, gates: Gates
+        self,
+        store: LayerStore,
+        config: Config,
+        *,
+        images: Images,
+        streams: LayerStreams,
+        gates: Gates,
+        retained: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._config = config
@@ -70,6 +81,9 @@ class LazyLowers:
         self._composing = 0
         """Calls of `lowerdirs` under way: they need the gate from when they asked for it."""
         self._usage: dict[str, tuple[int, int]] = {}
+        self._retained = retained
+        self._announced: dict[str, float] = {}
+        self._opened: set[str] = set()
 
     def configure(self, config: Config) -> None:
         """Take a new configuration."""
@@ -88,9 +102,12 @@ class LazyLowers:
         if wanted is None or (wanted.toc_digest is None and not settings.allow_unverified_toc):
             return None
         try:
-            with anyio.fail_after(settings.open_timeout_seconds):
-                layer = await self._images.open(wanted)
-                await self._streams.ready(layer)
+            async with self._images.openings.opening(wanted.digest):
+                with anyio.fail_after(settings.open_timeout_seconds):
+                    layer = await self._images.open(wanted)
+                    await self._streams.ready(layer)
+                self._opened.add(layer)
+                self._announced.pop(layer, None)
         except NotEstargz:
             return None
         except TimeoutError:
@@ -108,6 +125,16 @@ class LazyLowers:
         if not self._possible():
             return 0
         return await self._images.open_image(reference, manifest_digest, platform, plain_http=plain_http)
+
+    def announced(self, layer: str) -> None:
+        """The layer was opened ahead of its Prepare."""
+        self._announced[layer] = anyio.current_time()
+
+    def expected(self) -> set[str]:
+        """Layers that a snapshot is about to name: a Prepare has opened them, or is likely to come."""
+        since = anyio.current_time() - _ANNOUNCED_SECONDS
+        self._announced = {layer: when for layer, when in self._announced.items() if when > since}
+        return self._opened | self._announced.keys()
 
     def _possible(self) -> bool:
         return self._config.lazy.enabled and self._gates.possible()
@@ -130,7 +157,7 @@ class LazyLowers:
                 trees = os.path.join(self._store.root, "gate")
                 return Lowerdirs((*native, *tree_paths(self._store, rest, trees)))
             path = await self._lazy_lower(key, rest, gate)
-            await self._gates.warm([layer for layer in layers if not self._store.is_complete(layer)])
+            await self._gates.warm(await to_thread.run_sync(self._likely_missed, layers))
             return Lowerdirs((*native, path), lazy=True)
         except MounterError as error:
             raise Unavailable(f"snapshot {key!r}: {error}") from error
@@ -150,6 +177,14 @@ class LazyLowers:
         if lazy not in self._uses:
             await to_thread.run_sync(self._uses.add, lazy)
 
+    def _likely_missed(self, layers: Sequence[str]) -> list[str]:
+        """Layers whose files a starting container will miss: incomplete, and nobody recorded what it opens."""
+        return [
+            layer
+            for layer in layers
+            if not self._store.is_complete(layer) and not self._store.progress(layer)[Field.PREFETCH_END]
+        ]
+
     async def usage(self, layer: str) -> tuple[int, int]:
         """Bytes and inodes of the layer's plain directory; remembered once it is complete."""
         if layer in self._usage:
@@ -167,6 +202,7 @@ class LazyLowers:
 
     async def retain(self, layers: AbstractSet[str]) -> None:
         """Work on these layers, all of them and no others; what is here of the others stays in the cache."""
+        self._opened.clear()  # no Prepare is under way, so each of them has its snapshot or has failed
         self._streams.keep_only(layers)
         for layer in layers:
             if await to_thread.run_sync(self._store.exists, layer):
@@ -174,6 +210,7 @@ class LazyLowers:
             else:
                 log.error("layer_missing", layer=layer, remedy="remove the image and pull it again")
         self._changed.set()
+        self._retained()
 
     def layer_completed(self, layer: str) -> None:
         """Look for lazy lowers that nothing needs any more."""
@@ -205,6 +242,13 @@ class LazyLowers:
                     await self._release()
                 except (MounterError, OSError) as error:
                     log.error("not_released", error=str(error))
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Inside the block no lazy lower is mounted, and what nothing needs is released at its end."""
+        async with self._mounting:
+            yield
+            await self._release()
 
     async def _release(self) -> None:
         """Take away what nothing needs; nothing is mounted meanwhile."""

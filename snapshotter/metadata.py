@@ -214,6 +214,23 @@ class Metadata:
             rows = self._connection.execute("SELECT DISTINCT layer FROM snapshot WHERE layer IS NOT NULL")
             return {row[0] for row in rows}
 
+    def layer_users(self) -> list[tuple[str, str]]:
+        """Give pairs of a lazy layer's key and the name of a snapshot that needs it.
+
+        Those are the snapshots that name it, and the active and view ones above them.
+        """
+        with self._lock, self._translated():
+            rows = self._connection.execute(
+                "WITH RECURSIVE up (name, id) AS ("
+                "  SELECT name, id FROM snapshot WHERE kind <> 3"
+                "  UNION ALL SELECT up.name, s.parent FROM up JOIN snapshot AS s ON s.id = up.id"
+                "   WHERE s.parent IS NOT NULL"
+                ") SELECT s.layer, up.name FROM up JOIN snapshot AS s ON s.id = up.id"
+                " WHERE s.layer IS NOT NULL"
+                " UNION SELECT layer, name FROM snapshot WHERE layer IS NOT NULL"
+            )
+            return [(row[0], row[1]) for row in rows]
+
     def insert(
         self,
         name: str,

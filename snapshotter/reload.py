@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable
 
 import anyio
 import anyio.from_thread
-import structlog
 from anyio.from_thread import BlockingPortal
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
+from fetcher.logs import get_logger
 from snapshotter.config import Config, load_config
 from snapshotter.errors import ConfigError
 
-log = structlog.get_logger("layergate.reload")
+log = get_logger("layergate.reload")
 
 _SETTLE_SECONDS = 0.2
 """Writers make several events; one reload follows the last."""

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import structlog
 
 from fetcher.credentials import docker_config_path
+from fetcher.logs import configure_logs, get_logger
 from fetcher.sources import BlobSources
 from fetcher.store import LayerStore
 from snapshotter.admin import AdminService
+from snapshotter.cache.keeper import CacheKeeper
+from snapshotter.cache.served import ServedCache
 from snapshotter.config import Config, load_config
 from snapshotter.defaults import DEFAULT_CONFIG
 from snapshotter.gates import Gates
 from snapshotter.images import Images
 from snapshotter.lazy import LazyLowers
-from snapshotter.logs import configure_logs
 from snapshotter.metadata import Metadata
 from snapshotter.reload import watch_config
 from snapshotter.server import serve_grpc
@@ -29,7 +30,7 @@ from snapshotter.snapshots import Snapshotter
 from snapshotter.status import StatusReader
 from snapshotter.streams import LayerStreams
 
-log = structlog.get_logger("layergate.serve")
+log = get_logger("layergate.serve")
 
 _DRAIN_SECONDS: Final = 5.0
 
@@ -55,18 +56,31 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             streams = LayerStreams(store, config, completed=lambda layer: lazy.layer_completed(layer))
 
             def opened(layer: str) -> None:
+                lazy.announced(layer)
                 streams.want(layer)
                 tasks.start_soon(gates.prepare)
 
             images = Images(store, sources, tasks, opened=opened)
-            lazy = LazyLowers(store, config, images=images, streams=streams, gates=gates)
+            lazy = LazyLowers(
+                store,
+                config,
+                images=images,
+                streams=streams,
+                gates=gates,
+                retained=lambda: keeper.wake(),
+            )
             snapshotter = Snapshotter(Path(store.root), metadata, lazy)
+            cache = ServedCache(
+                store, snapshots=snapshotter, layers=lazy, work=streams, openings=images.openings
+            )
+            keeper = CacheKeeper(store.root, config.cache, cache=cache, streams=streams)
 
             def apply(changed: Config) -> None:
                 configure_logs(level or changed.log.level)
                 sources.configure(changed.registry_settings())
                 for part in (gates, streams, lazy):
                     part.configure(changed)
+                keeper.configure(changed.cache)
 
             await tasks.start(streams.run)
             await gates.attach()
@@ -75,10 +89,11 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             await lazy.restore((one.snapshot.name, one.chain) for one in standing)
             await snapshotter.retain_layers()
             tasks.start_soon(lazy.run)
+            tasks.start_soon(keeper.run)
             credentials = docker_config_path(config.credentials.docker_config)
             tasks.start_soon(watch_config, config_path or DEFAULT_CONFIG, [credentials], apply)
             service = SnapshotsService(snapshotter)
-            admin = AdminService(lazy, StatusReader(store, streams, gates, requests))
+            admin = AdminService(store.root, lazy, StatusReader(store, streams, gates, requests), cache)
             async with serve_grpc(
                 address,
                 service.register,

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import grpc
-import structlog
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from fetcher.logs import get_logger
 from snapshotter.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -30,7 +30,7 @@ from snapshotter.proto import snapshots_pb2 as pb
 from snapshotter.proto.snapshots_pb2_grpc import SnapshotsServicer, add_SnapshotsServicer_to_server
 from snapshotter.snapshots import Snapshotter
 
-log = structlog.get_logger("layergate.service")
+log = get_logger("layergate.service")
 
 STATUSES: dict[type[SnapshotterError], grpc.StatusCode] = {
     AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,

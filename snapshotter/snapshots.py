@@ -24,18 +24,18 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
-import structlog
 
+from fetcher.logs import get_logger
 from snapshotter.catalogue import Catalogue, Standing
 from snapshotter.directories import Directories, disk_usage
 from snapshotter.errors import AlreadyExists, InvalidArgument
 from snapshotter.filters import FieldPath, Fields, parse_filters
 from snapshotter.locks import KeyedLock
-from snapshotter.lowers import Lowerdirs, Lowers
+from snapshotter.lowers import Lowerdirs, Lowers, OrdinaryLink
 from snapshotter.metadata import REF_LABEL, Kind, Metadata, Snapshot, Usage
 from snapshotter.mounts import Mount, compose
 
-log = structlog.get_logger("layergate.snapshotter")
+log = get_logger("layergate.snapshotter")
 
 _T = TypeVar("_T")
 
@@ -179,6 +179,10 @@ class Snapshotter:
             await self._lowers.retain(await self._run(self._catalogue.layers))
             return True
 
+    async def layer_users(self) -> list[tuple[str, str]]:
+        """Give pairs of a lazy layer's key and the name of a snapshot that needs it."""
+        return await self._run(self._catalogue.layer_users)
+
     async def all_standing(self) -> list[Standing]:
         """Give every active and view snapshot that has a parent, with its chain."""
         return await self._run(self._catalogue.all_standing)
@@ -214,8 +218,9 @@ class Snapshotter:
             standing = await self._run(self._catalogue.create, kind, key, parent, labels)
             try:
                 lowers = await self._lowerdirs(standing)
-                if lowers.paths:
-                    await self._run(self._directories.take_owner, standing.snapshot.id, lowers.paths[0])
+                if standing.chain and isinstance(below := standing.chain[0], OrdinaryLink):
+                    # A lazy layer's root may be anybody's, as its author chose; containerd passes over that.
+                    await self._run(self._directories.take_owner, standing.snapshot.id, below.path)
                 return self._compose(standing.snapshot, lowers)
             except BaseException:
                 # Nobody was told of it, so nobody would remove it.

@@ -8,6 +8,8 @@ free, else it ends, and another one resumes the layer when its turn comes. While
 anything prepares, streams yield (`fetcher.demand`).
 
 What fails is tried again for as long as the layer is wanted, ever more slowly.
+While streaming is paused, for want of room on the disk, stream workers are ended
+and layers wait for their turn; the prepare places go on.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ from __future__ import annotations
 import contextlib
 import enum
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
-import structlog
 from anyio import to_thread
 from anyio.abc import TaskGroup, TaskStatus
 
 from fetcher.demand import HOLD_SECONDS, Demand, Slot
+from fetcher.logs import get_logger
 from fetcher.store import LayerStore
 from mounter.uses import Uses
 from snapshotter.config import Config
@@ -32,7 +34,7 @@ from snapshotter.errors import LayerFailed, Unavailable
 from snapshotter.worker import Failed, Prefetched, Report, Task
 from snapshotter.workers import Worker, start_fork_server
 
-log = structlog.get_logger("layergate.streams")
+log = get_logger("layergate.streams")
 
 _PREPARE_PLACES: Final = 4
 _FIRST_RETRY_SECONDS: Final = 1.0
@@ -62,6 +64,8 @@ class _Job:
     mountable: bool = False
     has_prefetch: bool = False
     failure: Failed | None = None
+    streaming: anyio.CancelScope | None = None
+    over: anyio.Event = field(default_factory=anyio.Event)
 
     def become_ready(self) -> None:
         """META stands."""
@@ -100,6 +104,9 @@ class LayerStreams:
         self._config = config
         self._completed = completed
         self._jobs: dict[str, _Job] = {}
+        self._running: dict[int, _Job] = {}
+        """By identity: a job that is not wanted any more takes a moment to end."""
+        self._paused = False
         self._prepare = anyio.Semaphore(_PREPARE_PLACES)
         self._stream = anyio.Semaphore(config.stream.parallel_layers)
         self._preparing = _Preparing(Demand(store.root), slot)
@@ -119,11 +126,22 @@ class LayerStreams:
     def configure(self, config: Config) -> None:
         """Take a new configuration; running streams get the new rate at once."""
         self._config = config
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._wake()
         for job in self._jobs.values():
             if job.worker is not None:
                 job.worker.change_rate(self._rate())
+
+    def pause(self) -> None:
+        """Stream nothing until `resume`; META and prefetch ranges, for which containers wait, still come."""
+        self._paused = True
+        for job in self._jobs.values():
+            if job.streaming is not None:
+                job.streaming.cancel()
+
+    def resume(self) -> None:
+        """Go on streaming, and try again at once what failed."""
+        self._paused = False
+        self._wake()
 
     def want(self, layer: str) -> None:
         """See to it that the layer comes here, starting now."""
@@ -138,6 +156,14 @@ class LayerStreams:
         for layer in [layer for layer in self._jobs if layer not in keep]:
             log.info("layer_not_wanted", layer=layer)
             self._jobs.pop(layer).scope.cancel()
+
+    async def drop(self, layers: Collection[str]) -> None:
+        """Stop working on these layers, and return when nothing of ours works on them any more."""
+        for job in [job for job in self._running.values() if job.layer in layers]:
+            if self._jobs.get(job.layer) is job:
+                del self._jobs[job.layer]
+            job.scope.cancel()
+            await job.over.wait()
 
     def works_on(self, layer: str) -> bool:
         """Whether the layer is wanted and not complete yet."""
@@ -185,6 +211,7 @@ class LayerStreams:
     async def _bring(self, job: _Job) -> None:
         delay = _FIRST_RETRY_SECONDS
         uses = Uses(self._store.root)
+        self._running[id(job)] = job
         try:
             await to_thread.run_sync(uses.add, job.layer)
             with job.scope:
@@ -196,13 +223,16 @@ class LayerStreams:
                     job.fail(report)
                     if not report.transient:
                         delay = _LONGEST_RETRY_SECONDS
-                    await anyio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+                    with anyio.move_on_after(delay * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter, no secret
+                        await self._changed.wait()
                     delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
         finally:
             uses.close()
             job.end()
             if self._jobs.get(job.layer) is job:
                 del self._jobs[job.layer]
+            del self._running[id(job)]
+            job.over.set()
         if self._store.is_complete(job.layer):
             log.info("layer_complete", layer=job.layer)
             self._completed(job.layer)
@@ -219,16 +249,36 @@ class LayerStreams:
                     return report
                 job.become_prefetched()
                 prepare.release()
-                if self._config.stream.enabled and stream.take_now():
-                    return await worker.stream(self._rate())
-            await self._enabled()
-            await stream.take()
-            async with self._worker(job) as worker:
-                report = await worker.until_prefetched()
-                return await worker.stream(self._rate()) if isinstance(report, Prefetched) else report
+                if (
+                    self._may_stream()
+                    and stream.take_now()
+                    and (last := await self._streamed(job, worker)) is not None
+                ):
+                    return last
+            while True:
+                stream.release()
+                while not self._may_stream():
+                    await self._changed.wait()
+                await stream.take()
+                async with self._worker(job) as worker:
+                    report = await worker.until_prefetched()
+                    if not isinstance(report, Prefetched):
+                        return report
+                    if (last := await self._streamed(job, worker)) is not None:
+                        return last
         finally:
             prepare.release()
             stream.release()
+
+    async def _streamed(self, job: _Job, worker: Worker) -> Report | None:
+        """The worker's last report; None if streaming was paused before that."""
+        if self._may_stream():
+            try:
+                with anyio.CancelScope() as job.streaming:
+                    return await worker.stream(self._rate())
+            finally:
+                job.streaming = None
+        return None
 
     @contextlib.asynccontextmanager
     async def _worker(self, job: _Job) -> AsyncIterator[Worker]:
@@ -255,9 +305,13 @@ class LayerStreams:
         if not ready.is_set():
             raise Unavailable(f"layer {layer}: {report.message if isinstance(report, Failed) else report}")
 
-    async def _enabled(self) -> None:
-        while not self._config.stream.enabled:
-            await self._changed.wait()
+    def _may_stream(self) -> bool:
+        return self._config.stream.enabled and not self._paused
+
+    def _wake(self) -> None:
+        """Have everybody look again who waits for a change."""
+        self._changed.set()
+        self._changed = anyio.Event()
 
     def _rate(self) -> int:
         """Each stream's share of the configured rate, bytes a second; 0 means no limit."""

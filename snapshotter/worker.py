@@ -25,10 +25,10 @@ from multiprocessing.connection import Connection
 
 import anyio
 import msgspec
-import structlog
 
 from fetcher.demand import Demand
 from fetcher.errors import FetchError, InvalidReference, RegistryError, StoreError
+from fetcher.logs import configure_logs, get_logger
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
 from fetcher.settings import RegistrySettings
@@ -37,9 +37,8 @@ from fetcher.store import FileSource, LayerStore
 from fetcher.stream import LayerStream, Pause, missing_spans
 from mounter.errors import MounterError
 from mounter.meta import ensure_meta
-from snapshotter.logs import configure_logs
 
-log = structlog.get_logger("layergate.worker")
+log = get_logger("layergate.worker")
 
 _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
@@ -103,8 +102,7 @@ class _Stopped(Exception):
 def run_worker(task: Task, pipe: Connection) -> None:
     """Entry point in the forked process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    configure_logs(task.log_level)
-    structlog.contextvars.bind_contextvars(layer=task.layer)
+    configure_logs(task.log_level, layer=task.layer)
     try:
         anyio.run(_Worker(task, pipe).run)
     except _Stopped:
@@ -140,12 +138,14 @@ class _Worker:
         """Do the task; raises FetchError, MounterError, or _Stopped."""
         task, store = self._task, self._store
         tree = store.tree(task.layer)
+        progress = store.progress(task.layer)
+        progress[Field.PREFETCH_END] = tree.landmark or 0
+        progress[Field.FILES_TOTAL] = sum(1 for _ in tree.regular_files())
         ensure_meta(task.root, task.layer, tree)
         _report(self._pipe, Ready())
         if task.meta_only:
             return
         plain = PlainLayer(store.fs(task.layer), tree)
-        progress = store.progress(task.layer)
         async with self._right_to_stream(plain):
             if not store.is_complete(task.layer):
                 if not store.same_boot(task.layer):
@@ -185,7 +185,6 @@ class _Worker:
 
     async def _bring(self, plain: PlainLayer, progress: Progress) -> None:
         landmark = plain.tree.landmark or 0
-        progress[Field.FILES_TOTAL] = sum(1 for _ in plain.tree.regular_files())
 
         def count_request(_kind: str) -> None:
             progress.add(Field.REQUESTS, 1)

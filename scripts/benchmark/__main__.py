@@ -25,6 +25,8 @@ from tests.integration.harness import fresh_file_system
 from tests.integration.image import real_image
 
 _LAZY_FORMS: Final = ("optimized", "estargz")
+_BUSY: Final = 0.5
+"""Load per core."""
 _FORMS: Final = ("plain", *_LAZY_FORMS)
 
 
@@ -66,6 +68,9 @@ def quick(link_name: str, runs: int, reads: bool, output: str | None) -> None:
 
 def _measure(work: str, link_name: str, runs: int, *, reads: bool) -> Results:
     image = real_image(_say)
+    host = describe_host()
+    if host.load > _BUSY * host.cores:
+        _say(f"others keep this machine busy (load {host.load}, {host.cores} cores): take no figure for true")
     with Link(PROFILES[link_name], work) as link, FarRegistry(link, f"{work}/registry") as registry:
         pushed = {form: registry.push(getattr(image, form), "python", form) for form in _FORMS}
         registry.warm_up()
@@ -80,7 +85,7 @@ def _measure(work: str, link_name: str, runs: int, *, reads: bool) -> Results:
                 lazy[form].append(bench.lazy(number, pushed[form]))
         return Results(
             layergate=version("layergate"),
-            host=describe_host(),
+            host=host,
             profile=link.profile,
             link=measured,
             subjects={form: Subject(form, len(one.layers), one.size) for form, one in pushed.items()},

@@ -160,6 +160,6 @@ def markdown(results: Results) -> str:
         f"Link {results.profile} round trip, as measured {link.mbit_per_second:.0f} Mbit/s, "
         f"{link.round_trip_ms:.1f} ms. {host.cores} cores ({host.processor}), {host.memory_mib >> 10} GiB, "
         f"Linux {host.kernel}, containerd {host.containerd}{' with unpigz' if host.unpigz else ''}, "
-        f"runc {host.runc}, Python {host.python}. Image: {sizes}.",
+        f"runc {host.runc}, Python {host.python}; load before {host.load}. Image: {sizes}.",
     ]
     return "\n".join(lines) + "\n"

@@ -17,6 +17,7 @@ from fetcher.store import LayerStore
 from snapshotter.cache.mounted import layers_in_mounts
 from snapshotter.cache.values import CachedLayer, Inventory, LayerState, Leftover, User, UserKind
 from snapshotter.directories import disk_usage
+from snapshotter.manual.state import ManualMounts
 
 Users = Mapping[str, Collection[User]]
 """Who uses each layer, by layer key."""
@@ -43,9 +44,15 @@ def snapshot_users(named: Iterable[tuple[str, str]]) -> dict[str, list[User]]:
 
 def mount_users(root: str, layers: Collection[str]) -> dict[str, list[User]]:
     """Which of `layers` are needed by a mount, containerd's, a manual one or anybody's. Raises OSError."""
+    needed = layers_in_mounts(root, layers)
+    for state in ManualMounts(root).all():
+        if state.alive():
+            for one in state.layers:
+                if one.layer in layers:
+                    needed.setdefault(one.layer, set()).add(state.mountpoint)
     return {
         layer: [User(UserKind.MOUNT, target) for target in sorted(targets)]
-        for layer, targets in layers_in_mounts(root, layers).items()
+        for layer, targets in needed.items()
     }
 
 

@@ -6,11 +6,12 @@
     layers/<layer>/*.tmp, lazy/*.json.*  half-written files               their processes are gone
     late/*                               links handed over                no mounter runs
     gate                                 a gate whose mounter is dead     likewise
+    mounts/*.json                        a manual mount's state           it is not mounted, no keeper runs
 
 and, while no `serve` runs, which looks after them itself:
 
-    lazy/<id>                            a lazy lower                     no process uses it, no mount names it
-    meta/<layer>                         META                             no process uses it, nor such a lower
+    lazy/<id>                            a lazy lower                     no process uses, no mount names it
+    meta/<layer>                         META                             no process uses it, nor a lazy lower
     snapshots/*                          a directory                      the database has no row of it
 
 Blocking.
@@ -35,6 +36,8 @@ from mounter.uses import release_unused_lower, release_unused_meta
 from snapshotter.cache.mounted import named_by_mounts
 from snapshotter.cache.removal import delete_tree, not_worked_on
 from snapshotter.cache.values import Leftover, Problem
+from snapshotter.manual.release import forget_gone
+from snapshotter.manual.state import ManualMounts
 
 _TEMPORARY = re.compile(r".+\.(?P<pid>\d+)\.tmp")
 _HALF_RECORD = re.compile(r"[a-z2-7]{20}\.json\.[0-9a-f]{8}")
@@ -49,12 +52,13 @@ LAZY: Final = "lazy lower"
 ROOM: Final = "mounts made for a lazy lower"
 META: Final = "META tree"
 SNAPSHOT: Final = "snapshot's directory"
+MANUAL: Final = "manual mount that is gone"
 
 
 def find_leftovers(store: LayerStore, snapshots: Collection[int] | None) -> list[Leftover]:
     """What is left; `snapshots` are the ids in the database, None while `serve` runs. Raises OSError."""
     root = store.root
-    found = [*_in_layers(store), *_half_records(root), *_of_the_mounter(root)]
+    found = [*_in_layers(store), *_half_records(root), *_of_the_mounter(root), *_manual_mounts(root)]
     if snapshots is not None:
         found += [*_lower_mounts(root), *_snapshot_directories(root, snapshots)]
     return found
@@ -105,6 +109,13 @@ def _of_the_mounter(root: str) -> Iterator[Leftover]:
     yield from (Leftover(LATE, os.path.join(late, name)) for name in _names(late))
     if _is_fuse(gate):
         yield Leftover(GATE, gate)
+
+
+def _manual_mounts(root: str) -> Iterator[Leftover]:
+    mounts = ManualMounts(root)
+    for state in mounts.all():
+        if not state.alive():
+            yield Leftover(MANUAL, os.path.join(mounts.directory, f"{state.id}.json"))
 
 
 def _lower_mounts(root: str) -> Iterator[Leftover]:
@@ -177,6 +188,10 @@ def _remove_gate(store: LayerStore, path: str) -> str | None:
     return None
 
 
+def _remove_manual(store: LayerStore, _path: str) -> None:
+    forget_gone(ManualMounts(store.root))
+
+
 def _remove_snapshot(_store: LayerStore, path: str) -> str | None:
     inside = [mount.target for mount in read_mounts() if mount.target.startswith(path + "/")]
     return f"something is mounted on {inside[0]}" if inside else delete_tree(path)
@@ -193,6 +208,7 @@ _REMOVERS: Final[dict[str, Callable[[LayerStore, str], str | None]]] = {
     ROOM: _remove_room,
     META: _remove_meta,
     SNAPSHOT: _remove_snapshot,
+    MANUAL: _remove_manual,
 }
 
 

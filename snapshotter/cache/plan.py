@@ -8,22 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from snapshotter.cache.values import CachedLayer, Selection
+
+_SHORTEST_PREFIX: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What goes, in this order. `kept` was named but is in use; `excess` bytes stay that should have gone."""
+    """What goes, in this order.
+
+    `kept` was named but is in use; no layer has one of the names `unknown`; `excess` bytes stay that
+    should have gone.
+    """
 
     remove: tuple[CachedLayer, ...]
     kept: tuple[CachedLayer, ...] = ()
+    unknown: tuple[str, ...] = ()
     excess: int = 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether it does all that was asked for."""
-        return not self.kept and not self.excess
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,20 @@ class Limits:
 def plan_clean(layers: Sequence[CachedLayer], selection: Selection, *, now: float) -> Plan:
     """What `cache clean` removes at the time `now` (seconds since the epoch)."""
     if selection.everything or selection.images or selection.layers:
-        named = [layer for layer in layers if _is_named(layer, selection)]
+        by_name = [[layer for layer in layers if is_called(layer, name)] for name in selection.layers]
+        by_image = [[layer for layer in layers if name in layer.images] for name in selection.images]
+        found = {layer.layer for some in (*by_name, *by_image) for layer in some}
+        named = [layer for layer in layers if selection.everything or layer.layer in found]
         return Plan(
             remove=_oldest_first(layer for layer in named if not layer.used_by),
             kept=tuple(layer for layer in named if layer.used_by),
+            unknown=tuple(
+                name
+                for name, some in zip(
+                    [*selection.layers, *selection.images], [*by_name, *by_image], strict=True
+                )
+                if not some
+            ),
         )
     unused = _oldest_first(
         layer
@@ -71,11 +84,11 @@ def plan_limits(layers: Sequence[CachedLayer], limits: Limits, *, free: int, now
     return Plan((*expired, *remove), excess=excess)
 
 
-def _is_named(layer: CachedLayer, selection: Selection) -> bool:
-    return (
-        selection.everything
-        or layer.layer in selection.layers
-        or not set(selection.images).isdisjoint(layer.images)
+def is_called(layer: CachedLayer, name: str) -> bool:
+    """Whether `name` is the layer's digest, a beginning of at least 6 digits of it, or the layer key."""
+    digits = name.removeprefix("sha256:")
+    return name == layer.layer or (
+        len(digits) >= _SHORTEST_PREFIX and layer.digest.removeprefix("sha256:").startswith(digits)
     )
 
 

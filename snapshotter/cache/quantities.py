@@ -2,6 +2,7 @@
 
 size        "20GB" (10**9 bytes each), "512MiB" (2**20 each), "4096" (bytes)
 duration    "90s", "30m", "24h", "7d"
+share       "10%"
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _UNITS: Final = {
 }
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", re.ASCII)
+_SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])", re.ASCII)
 
 
@@ -35,6 +37,14 @@ def parse_duration(text: str) -> float:
     if found is None:
         raise ValueError(f"{text!r} is no duration: write it like 90s, 30m, 24h or 7d")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def parse_share(text: str) -> float:
+    """The share that "10%" is of a whole, 0 to 1; raises ValueError."""
+    found = _SHARE.fullmatch(text.strip())
+    if found is None or float(found[1]) > 100:
+        raise ValueError(f"{text!r} is no share: write it like 10%")
+    return float(found[1]) / 100
 
 
 def size_text(count: int) -> str:

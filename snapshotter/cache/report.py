@@ -1,4 +1,4 @@
-"""Accounts of a cleaning: from what was planned and what came of it to the report. Reads statvfs, else pure."""
+"""Accounts of a cleaning: from what was planned and what came of it to the report. Asks statvfs alone."""
 
 from __future__ import annotations
 
@@ -55,11 +55,12 @@ class Account:
             dry_run=dry_run,
             removed=removed,
             kept=kept,
+            unknown=list(plan.unknown),
             leftovers=list(leftovers),
             problems=self._problems,
             freed_bytes=0 if dry_run else shutil.disk_usage(self._root).free - self._free,
             bytes_left=sum(layer.bytes for layer in layers) - sum(layer.bytes for layer in removed),
-            done=not kept and not plan.excess and not self._problems,
+            done=not (kept or plan.unknown or plan.excess or self._problems),
         )
 
 

@@ -73,7 +73,8 @@ class Inventory(msgspec.Struct, frozen=True):
 class Selection(msgspec.Struct, frozen=True):
     """What `cache clean` is to remove; the defaults say: every unused layer.
 
-    `layers` are layer keys. `older_than` (seconds) and `to_size` (bytes) narrow the unused ones.
+    `layers` are digests, beginnings of digests or layer keys. `older_than` (seconds) and `to_size` (bytes)
+    narrow the unused ones.
     """
 
     everything: bool = False
@@ -93,13 +94,15 @@ class Problem(msgspec.Struct, frozen=True):
 class CleanReport(msgspec.Struct, frozen=True):
     """What `cache clean` did, or would do if `dry_run`.
 
-    `kept` are layers that were named and are in use. `done` is false if something that was asked for
-    was not done. `freed_bytes` is the difference of the file system's own figures, before and after.
+    `kept` are layers that were named and are in use, `unknown` names that no layer has. `done` is false
+    if something that was asked for was not done. `freed_bytes` is the difference of the file system's own
+    figures, before and after.
     """
 
     dry_run: bool
     removed: list[CachedLayer]
     kept: list[CachedLayer]
+    unknown: list[str]
     leftovers: list[Leftover]
     problems: list[Problem]
     freed_bytes: int

@@ -12,11 +12,17 @@ from typing import Final
 
 import click
 
+from fetcher.version import VERSION
+
 COMMANDS: Final = {
+    "cache": "Show, clean and verify the layers that are here.",
     "doctor": "Say whether this host can pull lazily, and what to do if not.",
+    "mount": "Mount an image or one layer by hand, without containerd.",
+    "mounts": "Show what is mounted by hand.",
     "pull": "Pull an image through containerd; returns before its layers are here.",
     "serve": "Run the snapshotter that containerd talks to.",
     "status": "Show layers, how far they are, and counters.",
+    "umount": "Unmount what was mounted by hand.",
 }
 
 
@@ -40,7 +46,7 @@ class _Commands(click.Group):
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="layergate", message="%(prog)s %(version)s")
+@click.version_option(VERSION, prog_name="layergate", message="%(prog)s %(version)s")
 @click.option("--verbose", is_flag=True, help="Show a traceback where a command fails.")
 def cli(verbose: bool) -> None:
     """Start containers before their layers are here, and end on native overlayfs."""

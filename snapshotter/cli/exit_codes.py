@@ -5,31 +5,58 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+import fetcher.errors
+import mounter.errors
 from fetcher.errors import (
     FetchError,
     FormatError,
     InvalidReference,
+    NotEstargz,
     RegistryError,
     RegistryNotFound,
     RegistryUnauthorized,
+    SourceNotFound,
     StoreError,
     VerificationError,
 )
 from mounter.errors import MounterError
-from snapshotter.errors import ConfigError, SnapshotterError
+from snapshotter.errors import ConfigError, LayerFailed, SnapshotterError
+from snapshotter.manual.errors import (
+    KeeperFailed,
+    LazyImpossible,
+    MountedAlready,
+    MountpointBusy,
+    MountpointMissing,
+    MountpointNotEmpty,
+    NoSuchLayer,
+    NotMounted,
+    NotPermitted,
+)
 
 USAGE: Final = 2
+PARTLY: Final = 20
+"""`cache clean` left what is in use, though it was named."""
 _CODES: Final[list[tuple[type[Exception], int]]] = [
     (InvalidReference, USAGE),
     (ConfigError, USAGE),
     (RegistryNotFound, 3),
+    (SourceNotFound, 3),
     (RegistryUnauthorized, 4),
     (RegistryError, 5),
     (VerificationError, 6),
+    (NotEstargz, 14),
     (FormatError, 6),
     (StoreError, 7),
     (MounterError, 8),
     (FetchError, 1),
+    (MountpointMissing, 10),
+    (MountpointNotEmpty, 11),
+    (MountedAlready, 12),
+    (NoSuchLayer, 13),
+    (NotPermitted, 15),
+    (LazyImpossible, 16),
+    (MountpointBusy, 17),
+    (NotMounted, 18),
     (SnapshotterError, 9),
 ]
 
@@ -50,4 +77,16 @@ def sole_cause(error: Exception) -> Exception:
 
 def exit_code(error: BaseException) -> int:
     """The exit code of one of our errors, the first of the table that it is an instance of."""
-    return next((code for kind, code in _CODES if isinstance(error, kind)), 1)
+    if isinstance(error, KeeperFailed):
+        return error.code
+    kind = _kind_behind(error) if isinstance(error, LayerFailed) else type(error)
+    return next((code for one, code in _CODES if issubclass(kind, one)), 1)
+
+
+def _kind_behind(error: LayerFailed) -> type[BaseException]:
+    """The class of the error that a worker process met, of which only the name has come here."""
+    for module in (fetcher.errors, mounter.errors):
+        found = getattr(module, error.kind, None)
+        if isinstance(found, type) and issubclass(found, Exception):
+            return found
+    return type(error)

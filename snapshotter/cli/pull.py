@@ -94,8 +94,8 @@ def command(
     """
     import asyncio
 
+    from fetcher.logs import configure_logs
     from snapshotter.cli.progress import shown_progress
-    from snapshotter.logs import configure_logs
 
     configure_logs("debug" if verbose else "warning")
     options = _Options(containerd, namespace, snapshotter, platform, plain_http, address, config_path)
@@ -157,12 +157,12 @@ async def _pull(text: str, options: _Options, progress: PullProgress) -> PullRes
 async def _announce(image: PullableImage, platform: object, options: _Options) -> None:
     """Have `layergate serve` open all layers together; without that, each is opened at its Prepare."""
     import grpc
-    import structlog
 
+    from fetcher.logs import get_logger
     from snapshotter.proto import admin_pb2
     from snapshotter.proto.admin_pb2_grpc import AdminStub
 
-    log = structlog.get_logger("layergate.pull")
+    log = get_logger("layergate.pull")
     request = admin_pb2.OpenImageRequest(
         reference=image.name,
         manifest_digest=image.manifest.descriptor.digest,

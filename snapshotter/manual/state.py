@@ -69,8 +69,6 @@ class MountState(msgspec.Struct, frozen=True, kw_only=True):
     alone: bool
     """One layer as it is, not merged."""
     rw: str | None
-    work: str | None
-    """The directory of the overlays' work directories."""
     made_rw: bool
     """Whether the upper directory was made for this mount."""
     keeper: Process | None
@@ -81,7 +79,7 @@ class MountState(msgspec.Struct, frozen=True, kw_only=True):
     kind: MountKind = MountKind.STARTING
     layers: list[MountedLayer] = []
     mounts: list[int] = []
-    """Ids of our mounts on the mountpoint, the uppermost first: two only within a swap, or where one failed."""
+    """Ids of our mounts on the mountpoint, the uppermost first; two for the moment of a swap."""
     waiting: str | None = None
     """A mountpoint inside, because of which a complete mount has not been swapped yet."""
 
@@ -96,12 +94,16 @@ class MountState(msgspec.Struct, frozen=True, kw_only=True):
         return [mount for mount in self.mounts if mount in present]
 
     def alive(self) -> bool:
-        """Whether there is a mount, or somebody about to make one."""
+        """Whether there is a mount, or somebody about to make one; in another namespace, there may be one."""
         if self.boot != boot_id():
             return False
-        if self.keeper is not None and self.keeper.runs():
+        if self.kept() or self.namespace != mount_namespace():
             return True
-        return bool(self.mounted()) if self.here else os.path.exists("/proc") and self.kind is MountKind.NATIVE
+        return bool(self.mounted())
+
+    def kept(self) -> bool:
+        """Whether its keeper runs."""
+        return self.keeper is not None and self.keeper.runs()
 
 
 class ManualMounts:

@@ -31,3 +31,31 @@ class OpenImageReply(_message.Message):
     JSON_FIELD_NUMBER: _ClassVar[int]
     json: bytes
     def __init__(self, json: _Optional[bytes] = ...) -> None: ...
+
+class CacheInventoryRequest(_message.Message):
+    __slots__ = ("root",)
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    root: str
+    def __init__(self, root: _Optional[str] = ...) -> None: ...
+
+class CacheInventoryReply(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    def __init__(self, json: _Optional[bytes] = ...) -> None: ...
+
+class CacheCleanRequest(_message.Message):
+    __slots__ = ("root", "selection_json", "dry_run")
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_JSON_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    root: str
+    selection_json: bytes
+    dry_run: bool
+    def __init__(self, root: _Optional[str] = ..., selection_json: _Optional[bytes] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class CacheCleanReply(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    def __init__(self, json: _Optional[bytes] = ...) -> None: ...

@@ -44,6 +44,16 @@ class AdminStub:
                 request_serializer=snapshotter_dot_proto_dot_admin__pb2.OpenImageRequest.SerializeToString,
                 response_deserializer=snapshotter_dot_proto_dot_admin__pb2.OpenImageReply.FromString,
                 _registered_method=True)
+        self.CacheInventory = channel.unary_unary(
+                '/layergate.v1.Admin/CacheInventory',
+                request_serializer=snapshotter_dot_proto_dot_admin__pb2.CacheInventoryRequest.SerializeToString,
+                response_deserializer=snapshotter_dot_proto_dot_admin__pb2.CacheInventoryReply.FromString,
+                _registered_method=True)
+        self.CacheClean = channel.unary_unary(
+                '/layergate.v1.Admin/CacheClean',
+                request_serializer=snapshotter_dot_proto_dot_admin__pb2.CacheCleanRequest.SerializeToString,
+                response_deserializer=snapshotter_dot_proto_dot_admin__pb2.CacheCleanReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -63,6 +73,22 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CacheInventory(self, request, context):
+        """What is in the cache, for `layergate cache ls`. FAILED_PRECONDITION if
+        serve has another root than that real path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CacheClean(self, request, context):
+        """Remove layers, or say which would be, for `layergate cache clean`.
+        FAILED_PRECONDITION as above.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +101,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.OpenImage,
                     request_deserializer=snapshotter_dot_proto_dot_admin__pb2.OpenImageRequest.FromString,
                     response_serializer=snapshotter_dot_proto_dot_admin__pb2.OpenImageReply.SerializeToString,
+            ),
+            'CacheInventory': grpc.unary_unary_rpc_method_handler(
+                    servicer.CacheInventory,
+                    request_deserializer=snapshotter_dot_proto_dot_admin__pb2.CacheInventoryRequest.FromString,
+                    response_serializer=snapshotter_dot_proto_dot_admin__pb2.CacheInventoryReply.SerializeToString,
+            ),
+            'CacheClean': grpc.unary_unary_rpc_method_handler(
+                    servicer.CacheClean,
+                    request_deserializer=snapshotter_dot_proto_dot_admin__pb2.CacheCleanRequest.FromString,
+                    response_serializer=snapshotter_dot_proto_dot_admin__pb2.CacheCleanReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +167,60 @@ class Admin:
             '/layergate.v1.Admin/OpenImage',
             snapshotter_dot_proto_dot_admin__pb2.OpenImageRequest.SerializeToString,
             snapshotter_dot_proto_dot_admin__pb2.OpenImageReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CacheInventory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/layergate.v1.Admin/CacheInventory',
+            snapshotter_dot_proto_dot_admin__pb2.CacheInventoryRequest.SerializeToString,
+            snapshotter_dot_proto_dot_admin__pb2.CacheInventoryReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CacheClean(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/layergate.v1.Admin/CacheClean',
+            snapshotter_dot_proto_dot_admin__pb2.CacheCleanRequest.SerializeToString,
+            snapshotter_dot_proto_dot_admin__pb2.CacheCleanReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -14,8 +15,23 @@ from fetcher.progress import Field, Progress
 from fetcher.stream import LayerStream, Pause
 from fetcher.toc import parse_toc
 from fetcher.tree import build_tree
-from tests.estargz import Layer
+from tests.estargz import Entry, Layer, file
 from tests.fetcher.memory_blob import MemoryBlob
+
+
+def noise(size: int, seed: object = 0) -> bytes:
+    """Bytes that cannot be compressed."""
+    return random.Random(repr(seed)).randbytes(size)
+
+
+def contents(entries: Sequence[Entry]) -> dict[str, bytes]:
+    """What should be here of the entries, by path."""
+    return {entry.name: entry.content for entry in entries if entry.content}
+
+
+def numbered(count: int, size: int = 5000) -> list[Entry]:
+    """d0/f0, d1/f1, d2/f2, d0/f3 and so on."""
+    return [file(f"d{number % 3}/f{number}", noise(size, number)) for number in range(count)]
 
 
 async def go_on(_count: int) -> None:

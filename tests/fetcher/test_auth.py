@@ -7,10 +7,10 @@ import json
 import anyio
 import httpx
 import pytest
-import structlog
 
 from fetcher.auth import Challenge, parse_challenges
 from fetcher.errors import RegistryProtocolError, RegistryUnauthorized, RegistryUnavailable
+from fetcher.logs import captured_logs
 from fetcher.reference import Reference, parse_reference
 from tests.faults import BasicLogin, BearerLogin, Status
 from tests.faulty_registry import FaultyRegistry
@@ -189,7 +189,7 @@ class TestBearer:
         registry.require(BearerLogin("user", SECRET))
         log_in(make_client, registry.host, password="wrong-secret")
         digest = registry.add_blob(DATA)
-        with structlog.testing.capture_logs() as logs:
+        with captured_logs() as logs:
             async with make_client() as client:
                 with pytest.raises(RegistryUnauthorized, match="check the credentials") as caught:
                     await client.blob_bytes(app(registry), digest, limit=100)

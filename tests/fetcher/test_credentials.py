@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-import structlog
 
 from fetcher.credentials import DOCKER_IO_KEY, Credential, CredentialStore, docker_config_path
+from fetcher.logs import captured_logs
 
 pytestmark = pytest.mark.anyio
 
@@ -97,7 +97,7 @@ async def test_a_changed_file_is_read_again(config: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", '{"auths": []}', '{"auths": {"quay.io": {"auth": "%%%"}}}'])
 async def test_a_malformed_file_gives_nothing_and_says_so(config: Path, text: str) -> None:
     write_text(config, text)
-    with structlog.testing.capture_logs() as logs:
+    with captured_logs() as logs:
         assert await CredentialStore(str(config)).lookup("quay.io") is None
     assert [entry["event"] for entry in logs] == ["credentials_malformed"]
 
@@ -124,7 +124,7 @@ async def test_a_helper_may_give_an_identity_token_without_reading_its_input(
 async def test_a_helper_that_knows_nothing_leaves_it_to_the_file(config: Path, helper: Path) -> None:
     write_text(helper, "#!/bin/sh\necho credentials not found in native keychain\nexit 1\n")
     store = write(config, {"credsStore": "test", "auths": {"quay.io": auth("a")}})
-    with structlog.testing.capture_logs() as logs:
+    with captured_logs() as logs:
         assert await store.lookup("quay.io") == Credential("a", SECRET)
     assert logs == []
 
@@ -143,7 +143,7 @@ async def test_a_helper_that_fails_gives_nothing_and_says_so(
 ) -> None:
     write_text(helper, f"#!/bin/sh\n{body}\n")
     store = write(config, {"credsStore": name})
-    with structlog.testing.capture_logs() as logs:
+    with captured_logs() as logs:
         assert await store.lookup("quay.io") is None
     assert [entry["event"] for entry in logs] == [event]
     assert SECRET not in repr(logs)

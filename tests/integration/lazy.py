@@ -335,12 +335,13 @@ class Reader:
 
     def __init__(self, container: Container) -> None:
         self.container = container
+        self.root = container.root
 
     @property
     def rounds(self) -> int:
         """How often it has read all its files."""
         try:
-            with open(f"{self.container.root}/rounds", encoding="utf-8") as file:
+            with open(f"{self.root}/rounds", encoding="utf-8") as file:
                 return int(file.read().split()[0])
         except FileNotFoundError:
             return 0
@@ -348,13 +349,13 @@ class Reader:
     @property
     def files(self) -> int:
         """How many files it could read at least once, as of its last round."""
-        with open(f"{self.container.root}/rounds", encoding="utf-8") as file:
+        with open(f"{self.root}/rounds", encoding="utf-8") as file:
             return int(file.read().split()[1])
 
     @property
     def errors(self) -> str:
         """A line for each read that failed or gave other bytes than before."""
-        with open(f"{self.container.root}/errors", encoding="utf-8") as file:
+        with open(f"{self.root}/errors", encoding="utf-8") as file:
             return file.read()
 
     def until_another_round(self) -> None:

@@ -10,9 +10,12 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
+import msgspec
+
+from snapshotter.cli.status_client import read_status
 from snapshotter.containerd.labels import chain_ids
 from snapshotter.proto import snapshots_pb2 as pb
 from tests import estargz, oci, trees
@@ -23,7 +26,7 @@ from tests.trees import Entry
 ON_DEMAND: Final = "[stream]\nenabled = false\n"
 """A configuration under which only what somebody opens is fetched."""
 
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 """Seconds after which something that should come about is taken for something that does not."""
 
 _ESTARGZ_OWN: Final = (estargz.ESTARGZ_TOC, estargz.LANDMARK, estargz.NO_LANDMARK)
@@ -32,23 +35,26 @@ _ESTARGZ_OWN: Final = (estargz.ESTARGZ_TOC, estargz.LANDMARK, estargz.NO_LANDMAR
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T | None], what: str) -> T:
-    """What `look` gives as soon as it gives something; fails, saying `what` has not come, after PATIENCE."""
-    deadline = time.monotonic() + PATIENCE
+def eventually(look: Callable[[], T | None], what: str, *, patience: float = PATIENCE) -> T:
+    """What `look` gives as soon as it gives something; fails, saying `what` has not come, after `patience`."""
+    deadline = time.monotonic() + patience
     while not (found := look()):
         assert time.monotonic() < deadline, f"in vain waited for {what}"
         time.sleep(0.02)
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class LayerState:
+class LayerState(msgspec.Struct, frozen=True):
     """What `layergate status` says of one layer."""
 
     digest: str
     layer: str
     state: str
     error: str | None
+
+
+class _Status(msgspec.Struct, frozen=True):
+    layers: list[LayerState]
 
 
 class Node:
@@ -60,16 +66,17 @@ class Node:
         self.containerd = containerd
         self.name = name
 
-    def pull(self, reference: str) -> str:
+    def pull(self, reference: str, *options: str) -> str:
         """`layergate pull`; what it prints. Raises CommandFailed."""
-        return self.layergate.pull(self.containerd, reference, snapshotter=self.name)
+        return self._pull(self.layergate.socket, *options, reference)
 
-    def pull_unannounced(self, reference: str) -> str:
+    def pull_unannounced(self, reference: str, *options: str) -> str:
         """`layergate pull` by which layers are opened at their Prepare and not before."""
-        options = ["--containerd", self.containerd.address, "--snapshotter", self.name]
-        return self.layergate.command(
-            "pull", *options, "--address", f"{self.directory}/nobody.sock", reference
-        )
+        return self._pull(f"{self.directory}/nobody.sock", *options, reference)
+
+    def _pull(self, address: str, *arguments: str) -> str:
+        options = ["--containerd", self.containerd.address, "--snapshotter", self.name, "--address", address]
+        return self.layergate.command("pull", *options, *arguments)
 
     def run(self, reference: str, command: Sequence[str] = ()) -> str:
         """What a container prints. Raises CommandFailed."""
@@ -98,29 +105,26 @@ class Node:
 
     def states(self) -> list[LayerState]:
         """The layers that layergate knows."""
-        found = self.layergate.status()["layers"]
-        assert isinstance(found, list)
-        return [
-            LayerState(one["digest"], one["layer"], one["state"], one["error"])
-            for one in found
-            if isinstance(one, dict)
-        ]
+        return msgspec.json.decode(read_status(self.layergate.socket), type=_Status).layers
 
     def state(self, digest: str) -> LayerState | None:
         """One layer by its blob's digest; None if layergate does not know it."""
         return next((one for one in self.states() if one.digest == digest), None)
 
-    def until_complete(self, image: oci.Image) -> None:
-        """Wait until every layer of the image is complete."""
+    def until_complete(self, image: oci.Image, *, patience: float = PATIENCE) -> None:
+        """Wait until every layer of the image that may be lazy is complete."""
         eventually(
-            lambda: all(state == "complete" for state in self.states_of(image).values()),
+            lambda: set(self.states_of(image).values()) <= {"complete"},
             f"complete layers of {image.digest}",
+            patience=patience,
         )
 
     def states_of(self, image: oci.Image) -> dict[str, str]:
-        """The states of the image's layers by digest; those that layergate does not know are "unknown"."""
+        """The states by digest of the image's layers that have a table of contents; "unknown" is one."""
         known = {one.digest: one.state for one in self.states()}
-        return {layer.digest: known.get(layer.digest, "unknown") for layer in image.layers}
+        return {
+            layer.digest: known.get(layer.digest, "unknown") for layer in image.layers if layer.toc_digest
+        }
 
     def until_failed(self, digest: str) -> str:
         """Wait until the layer has failed; why it has."""
@@ -184,8 +188,7 @@ def differences(
 ) -> list[str]:
     """Where a tree of ours differs from the same image's unpacked by containerd.
 
-    The root, unless a layer has it, and directories in `implied`, which no layer has an entry for, are
-    as old as the unpacking there.
+    The root and the directories in `implied`, which have no entry in a layer, are as old as their unpacking.
     """
 
     def comparable(tree: dict[str, Entry]) -> dict[str, Entry]:

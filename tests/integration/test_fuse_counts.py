@@ -13,7 +13,6 @@ import pytest
 from tests import trees
 from tests.integration import recipe
 from tests.integration.conftest import References
-from tests.integration.harness import Container
 from tests.integration.image import RealImage
 from tests.integration.lazy import (
     File,
@@ -22,7 +21,6 @@ from tests.integration.lazy import (
     image_files,
     read_layout,
     status,
-    until,
     until_complete,
     until_prefetched,
 )
@@ -32,6 +30,9 @@ pytestmark = pytest.mark.containerd
 
 SMALL = 64 << 10
 
+STAYS = "[lazy]\nmount_seconds = 3600\n"
+"""Otherwise the mounter would be retired once all is here, and who is retired is not asked for counters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lazy:
@@ -39,7 +40,8 @@ class Lazy:
 
     node: Node
     reference: str
-    container: Container
+    root: str
+    """The container's root, as the host sees it."""
     files: list[File]
 
     def missing(self) -> File:
@@ -59,7 +61,7 @@ def lazy(file_system: str, image: RealImage, references: References) -> Iterator
         until_prefetched(node.layergate)
         files = image_files(node.layergate, read_layout(image.optimized))
         with node.containerd.container(reference, snapshotter=node.name) as container:
-            yield Lazy(node, reference, container, files)
+            yield Lazy(node, reference, container.root, files)
 
 
 def content(path: str) -> str:
@@ -69,7 +71,7 @@ def content(path: str) -> str:
 
 def test_walking_the_tree_asks_for_nothing(lazy: Lazy) -> None:
     asked = counting(lazy.node.layergate)
-    tree = trees.scan(lazy.container.root, contents=False)
+    tree = trees.scan(f"{lazy.root}/", contents=False)
     assert len(tree) > 10_000
     assert {"file", "directory", "symlink", "fifo"} <= {entry.kind for entry in tree.values()}
     assert asked() == Requests()
@@ -80,21 +82,21 @@ def test_opening_what_is_here_asks_for_nothing(lazy: Lazy) -> None:
     assert len(here) > 100
     asked = counting(lazy.node.layergate)
     for file in here:
-        assert content(f"{lazy.container.root}/{file.path}") == content(file.plain)
+        assert content(f"{lazy.root}/{file.path}") == content(file.plain)
     assert asked() == Requests()
 
 
 def test_opening_a_small_file_that_is_not_here_asks_once(lazy: Lazy) -> None:
     file = lazy.missing()
     asked = counting(lazy.node.layergate)
-    found = content(f"{lazy.container.root}/{file.path}")
+    found = content(f"{lazy.root}/{file.path}")
     first = asked()
     assert (first.lookup_file, first.open, first.read) == (1, 0, 0)
     # Directories on the way aside: the layer, fs, and those that lead to the file.
     assert first.lookup <= 1 + 2 + file.path.count("/")
     assert found == content(file.plain)
 
-    assert content(f"{lazy.container.root}/{file.path}") == found
+    assert content(f"{lazy.root}/{file.path}") == found
     with lazy.node.containerd.container(lazy.reference, snapshotter=lazy.node.name) as other:
         assert content(f"{other.root}/{file.path}") == found
         assert asked() == first
@@ -105,7 +107,7 @@ def test_many_openers_of_one_file_fetch_it_once(lazy: Lazy) -> None:
     before = status(lazy.node.layergate)
     asked = counting(lazy.node.layergate)
     with ThreadPoolExecutor(16) as threads:
-        found = set(threads.map(content, [f"{lazy.container.root}/{file.path}"] * 64))
+        found = set(threads.map(content, [f"{lazy.root}/{file.path}"] * 64))
     assert found == {content(file.plain)}
     assert asked().lookup_file == 1
     assert status(lazy.node.layergate).requests["on_demand"] == before.requests["on_demand"] + 1
@@ -114,26 +116,27 @@ def test_many_openers_of_one_file_fetch_it_once(lazy: Lazy) -> None:
 def test_a_container_that_ran_all_along_asks_for_nothing_once_all_is_here(
     file_system: str, image: RealImage, references: References
 ) -> None:
-    with running_node(f"{file_system}/along", config=ON_DEMAND) as node:
+    with running_node(f"{file_system}/along", config=ON_DEMAND + STAYS) as node:
         node.pull(references.optimized)
         with node.containerd.container(references.optimized, snapshotter=node.name) as container:
+            root = container.root
             until_prefetched(node.layergate)
             files = image_files(node.layergate, read_layout(image.optimized))
             # Some files are resolved before, some on demand, and most not yet.
             some = [file for file in files if file.here][:50]
             some += [file for file in files if file.size < SMALL and not file.here][:20]
             for file in some:
-                content(f"{container.root}/{file.path}")
+                content(f"{root}/{file.path}")
             assert counting(node.layergate)() == Requests()
             before = status(node.layergate).fuse
             assert before.lookup_file >= 20
             assert before.open == before.read == 0
 
-            node.configure("")
+            node.configure(STAYS)
             until_complete(node.layergate)
             asked = counting(node.layergate)
             for file in files:
-                assert content(f"{container.root}/{file.path}") == content(file.plain), file.path
+                assert content(f"{root}/{file.path}") == content(file.plain), file.path
             assert container.execute("python3", "-c", recipe.WORKLOAD) == recipe.OUTPUT
             assert asked() == Requests()
 
@@ -142,24 +145,24 @@ def test_a_file_too_large_to_wait_for_is_read_through_fuse_until_a_new_mount(
     file_system: str, image: RealImage, references: References
 ) -> None:
     reference, large = references.optimized, recipe.LARGE_FILE
-    with running_node(f"{file_system}/large", config=ON_DEMAND) as node:
+    config = f"{ON_DEMAND}{STAYS}[mounter]\nlarge_file_seconds = 0.001\n"
+    with running_node(f"{file_system}/large", config=config) as node:
         node.pull(reference)
-        node.configure(f"{ON_DEMAND}[mounter]\nlarge_file_seconds = 0.001\n")
-        until(lambda: _configured(node), "the mounter's new settings")
         (file,) = [
             file
             for file in image_files(node.layergate, read_layout(image.optimized))
             if file.path == large
         ]
         with node.containerd.container(reference, snapshotter=node.name) as container:
+            root = container.root
             asked = counting(node.layergate)
-            with open(f"{container.root}/{large}", "rb") as opened:
+            with open(f"{root}/{large}", "rb") as opened:
                 opened.seek(recipe.LARGE_SIZE // 2)
                 middle = opened.read(4096)
                 assert asked().lookup_file == 1
                 assert asked().open == 1
                 assert not file.here
-                whole = content(f"{container.root}/{large}")
+                whole = content(f"{root}/{large}")
             assert asked().read > 0
             assert os.path.getsize(file.plain) == recipe.LARGE_SIZE
             with open(file.plain, "rb") as plain:
@@ -167,14 +170,9 @@ def test_a_file_too_large_to_wait_for_is_read_through_fuse_until_a_new_mount(
                 assert plain.read(4096) == middle
             assert content(file.plain) == whole
 
-            node.configure("")
+            node.configure(STAYS)
             until_complete(node.layergate)
             asked = counting(node.layergate)
             with node.containerd.container(reference, snapshotter=node.name) as other:
                 assert content(f"{other.root}/{large}") == whole
             assert asked() == Requests()
-
-
-def _configured(node: Node) -> bool:
-    with open(f"{node.layergate.root}/mounter.log", encoding="utf-8") as log:
-        return "event=configured" in log.read()

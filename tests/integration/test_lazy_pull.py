@@ -8,7 +8,15 @@ from tests.integration import recipe
 from tests.integration.conftest import References
 from tests.integration.harness import Throttle
 from tests.integration.image import RealImage
-from tests.integration.lazy import by_way_of, incomplete, lowerdirs, plain_directories, read_layout, status, until_complete
+from tests.integration.lazy import (
+    by_way_of,
+    incomplete,
+    lowerdirs,
+    plain_directories,
+    read_layout,
+    status,
+    until_complete,
+)
 from tests.integration.node import ON_DEMAND, running_node
 
 pytestmark = pytest.mark.containerd

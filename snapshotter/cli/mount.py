@@ -1,0 +1,166 @@
+"""`layergate mount`."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from snapshotter.cli.options import config_option, root_option, verbose_option
+
+if TYPE_CHECKING:
+    from snapshotter.cli.mount_progress import LiveDisplay, PlainDisplay
+    from snapshotter.config import Config
+    from snapshotter.manual.request import MountRequest
+
+
+@click.command()
+@click.option(
+    "--layer", metavar="N|DIGEST", help="One layer alone: its number, 1 is the lowest, or its digest."
+)
+@click.option(
+    "--rw",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Writable: what is written goes to DIR, made if it is absent.",
+)
+@click.option("--wait", is_flag=True, help="Return when everything is here, and show how far it is.")
+@click.option("--foreground", is_flag=True, help="The same without a process in the background.")
+@click.option("--platform", metavar="OS/ARCH", help="Platform of the image.  [default: this machine's]")
+@click.option("--plain-http", is_flag=True, help="Talk HTTP without TLS to the image's registry.")
+@root_option
+@config_option
+@verbose_option
+@click.argument("source", metavar="SOURCE")
+@click.argument("mountpoint", metavar="MOUNTPOINT", type=click.Path())
+def command(
+    layer: str | None,
+    rw: str | None,
+    wait: bool,
+    foreground: bool,
+    platform: str | None,
+    plain_http: bool,
+    root: str,
+    config_path: str | None,
+    source: str,
+    mountpoint: str,
+) -> int:
+    """Mount an image, or one layer of it, on the empty directory MOUNTPOINT.
+
+    It is up when the tables of contents and what is to be prefetched are here; every file reads right from
+    then on. The rest streams in, and then the mount is swapped in place for native overlayfs; no process of
+    ours stays. Neither containerd nor `layergate serve` is needed; both may use the same layers.
+
+    \b
+    SOURCE
+      registry.example/python:3     an image in a registry
+      oci:DIR  oci:DIR:TAG          an image in an OCI layout, by skopeo or buildah
+      ./layer.tar.gz                the file of one eStargz layer
+
+    \b
+    Examples
+      layergate mount registry.example/python:3 /mnt
+      layergate mount --wait --rw /srv/changes oci:/srv/images:python /mnt
+      layergate mount --layer 2 registry.example/python:3 /mnt   (whiteouts: 0:0 devices)
+      layergate umount /mnt
+
+    Read-only mounts are nosuid and nodev. Ctrl-C leaves nothing behind, unless the command had returned.
+
+    \b
+    Exit codes
+    0       mounted
+    2       SOURCE, --platform or the configuration file cannot be understood
+    3       there is no such image, layout, file or platform
+    4, 5    the registry does not take our credentials; it failed or cannot be reached
+    6       what came is damaged
+    7, 8    the local disk refused; the kernel refused a mount
+    10, 11  MOUNTPOINT is no directory; it is not empty
+    12      something is mounted on MOUNTPOINT already, or DIR is in use
+    13      the image has no such layer
+    14      a layer is no eStargz: the line says what it is
+    15      mounting needs root
+    16      there is no FUSE, or nothing else to be lazy with: see layergate doctor
+    130     interrupted
+    """
+    import os
+    import secrets
+    import sys
+
+    from fetcher.manifest import Platform
+    from snapshotter.cli.mount_progress import display
+    from snapshotter.config import load_config
+    from snapshotter.manual.errors import NotPermitted
+    from snapshotter.manual.request import MountRequest
+    from snapshotter.manual.source import absolute_source
+
+    if os.geteuid():
+        raise NotPermitted("mounting needs root")
+    config = load_config(config_path)
+    if platform is not None:
+        platform = str(Platform.parse(platform))
+    request = MountRequest(
+        id=secrets.token_hex(6),
+        root=os.path.abspath(root),
+        source=absolute_source(source),
+        mountpoint=os.path.realpath(mountpoint),
+        layer=layer,
+        rw=None if rw is None else os.path.realpath(rw),
+        platform=platform,
+        plain_http=plain_http,
+    )
+    with display(live=sys.stderr.isatty() and (wait or foreground)) as shown:
+        if foreground:
+            return _in_foreground(request, config, shown)
+        _in_background(request, config, shown, wait=wait)
+    return 0
+
+
+def _in_background(
+    request: MountRequest, config: Config, shown: LiveDisplay | PlainDisplay, *, wait: bool
+) -> None:
+    from snapshotter.cli.exit_codes import exit_code, sole_cause
+    from snapshotter.manual.messages import Complete, Failed, Message, Mounted
+    from snapshotter.manual.mounting import mount_in_background
+
+    def explain(error: Exception) -> Failed:
+        cause = sole_cause(error)
+        return Failed(str(cause) or type(cause).__name__, exit_code(cause))
+
+    def show(message: Message) -> None:
+        if isinstance(message, Mounted) and not wait:
+            click.echo(_summary(request.mountpoint, message))
+        elif isinstance(message, Complete):
+            click.echo(f"{request.mountpoint}: mounted, complete")
+        else:
+            shown.show(message)
+
+    def terminated(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminated)
+    mount_in_background(request, config, explain=explain, show=show, wait=wait)
+
+
+def _in_foreground(request: MountRequest, config: Config, shown: LiveDisplay | PlainDisplay) -> int:
+    from snapshotter.cli.mount_progress import DisplayReporter
+    from snapshotter.manual.keeper import Ending
+    from snapshotter.manual.mounting import mount_in_foreground
+
+    ending = mount_in_foreground(request, config, DisplayReporter(shown))
+    if ending is Ending.COMPLETE:
+        click.echo(f"{request.mountpoint}: mounted, complete")
+        return 0
+    click.echo(f"layergate: {ending.value}", err=True)
+    return {Ending.INTERRUPTED: 128 + signal.SIGINT, Ending.TERMINATED: 128 + signal.SIGTERM}.get(ending, 1)
+
+
+def _summary(mountpoint: str, mounted: object) -> str:
+    from snapshotter.manual.messages import Mounted
+
+    assert isinstance(mounted, Mounted)
+    layers = "1 layer" if mounted.layers == 1 else f"{mounted.layers} layers"
+    if mounted.complete == mounted.layers:
+        return f"{mountpoint}: mounted, {layers}, complete"
+    return f"{mountpoint}: mounted, {layers}, {mounted.complete} complete, the rest streams"

@@ -1,0 +1,108 @@
+"""A keeper as a process of its own, and the command's end of the line to it. Blocking.
+
+The keeper is forked off the command, so it has loaded already what it needs; in a session of its own, so
+that an interrupt on the terminal meets the command alone; and its output goes to the mount's log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import anyio
+
+from snapshotter.manual.messages import KEEP, Message, decode, encode
+
+_PACKET_LIMIT: Final = 64 << 10
+
+
+class SocketReporter:
+    """The command at the other end of a socket; belongs to the keeper's event loop."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def tell(self, message: Message) -> None:
+        """See `Reporter.tell`; a command that is stopped or gone misses it."""
+        with suppress(OSError):
+            self._socket.send(encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    async def abandoned(self) -> None:
+        """See `Reporter.abandoned`."""
+        await anyio.wait_readable(self._socket)
+        if self._socket.recv(_PACKET_LIMIT) == KEEP:
+            await anyio.sleep_forever()
+
+
+class KeeperProcess:
+    """The keeper, as its command sees it."""
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid = pid
+        self._socket = connection
+
+    def messages(self) -> Iterator[Message]:
+        """What it says, until it ends."""
+        while packet := self._socket.recv(_PACKET_LIMIT):
+            yield decode(packet)
+
+    def keep(self) -> None:
+        """Let it go on without us."""
+        with suppress(OSError):  # it has ended; what it said last is still to be read
+            self._socket.send(KEEP, socket.MSG_NOSIGNAL)
+
+    def abandon(self) -> None:
+        """Have it undo everything; returns when it has, and ended."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+@contextmanager
+def start_keeper(run: Callable[[SocketReporter], None], log: str) -> Iterator[KeeperProcess]:
+    """Fork a process that does `run` and ends. If the block fails or is interrupted, everything is undone.
+
+    `run` may raise nothing; `log` is the file that its output goes to.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        try:
+            _leave_command(log)
+            run(SocketReporter(theirs))
+        finally:
+            # Nothing of the command's is to happen here: no handler, no traceback, no flush.
+            os._exit(0)
+    theirs.close()
+    keeper = KeeperProcess(pid, ours)
+    try:
+        yield keeper
+    except BaseException:
+        keeper.abandon()
+        raise
+    finally:
+        ours.close()
+
+
+def _leave_command(log: str) -> None:
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    os.umask(0o022)
+    os.chdir("/")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.close(nothing)
+    os.close(output)

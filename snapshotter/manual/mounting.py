@@ -1,0 +1,102 @@
+"""`layergate mount` without its command line: start a keeper, follow it, leave nothing behind. Blocking."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import anyio
+import msgspec
+
+from fetcher.logs import configure_logs, get_logger
+from mounter.logfile import last_line
+from snapshotter.config import Config, LogConfig
+from snapshotter.manual.errors import KeeperFailed, NotMounted
+from snapshotter.manual.keeper import Ending, Keeper
+from snapshotter.manual.launch import SocketReporter, start_keeper
+from snapshotter.manual.messages import Complete, Failed, Message, Mounted, Reporter
+from snapshotter.manual.release import unmount_manual
+from snapshotter.manual.request import MountRequest
+from snapshotter.manual.state import ManualMounts
+
+log = get_logger("layergate.manual")
+
+Explain = Callable[[Exception], Failed]
+"""An error as people and scripts are told of it."""
+
+_ENDINGS = {
+    Ending.UNMOUNTED: "somebody unmounted it",
+    Ending.INTERRUPTED: "it was interrupted",
+    Ending.TERMINATED: "its keeper was terminated",
+}
+
+
+def mount_in_background(
+    request: MountRequest,
+    config: Config,
+    *,
+    explain: Explain,
+    show: Callable[[Message], None],
+    wait: bool,
+) -> None:
+    """Return when the mount is up, or with `wait` when it is native; a keeper of its own sees to it.
+
+    `show` is told each message. Raises KeeperFailed, and whatever interrupts it; nothing is left then.
+    """
+
+    def run(reporter: SocketReporter) -> None:
+        configure_logs(config.log.level)
+        try:
+            ending = anyio.run(Keeper(request, config, reporter).run)
+        except Exception as error:
+            # The boundary of the process: whatever it is, the command has to hear of it, and the log.
+            log.exception("keeper_failed")
+            reporter.tell(explain(error))
+        else:
+            if ending is not Ending.COMPLETE:
+                reporter.tell(Failed(f"{request.mountpoint}: {_ENDINGS[ending]}", 1))
+
+    mounts = ManualMounts(request.root)
+    mounts.create_directories()
+    with _log_of_success(mounts.log(request.id)) as path, start_keeper(run, path) as keeper:
+        for message in keeper.messages():
+            if isinstance(message, Failed):
+                keeper.wait()
+                raise KeeperFailed(message.message, code=message.code)
+            show(message)
+            if isinstance(message, Mounted) and not wait:
+                keeper.keep()
+                return
+            if isinstance(message, Complete):
+                keeper.wait()
+                return
+        keeper.wait()
+        said = last_line(path)
+        with suppress(NotMounted):
+            unmount_manual(request.root, request.mountpoint, lazy=True)
+        raise KeeperFailed(
+            f"the keeper of {request.mountpoint} ended without a word; its log: {said}", code=1
+        )
+
+
+@contextmanager
+def _log_of_success(path: str) -> Iterator[str]:
+    """A log that stays only if the block succeeds."""
+    try:
+        yield path
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        raise
+
+
+def mount_in_foreground(request: MountRequest, config: Config, reporter: Reporter) -> Ending:
+    """Keep the mount in this process until it is native, or a signal ends it and undoes it.
+
+    Raises what `Keeper.run` raises.
+    """
+    quiet = LogConfig("warning" if config.log.level == "info" else config.log.level)
+    config = msgspec.structs.replace(config, log=quiet)
+    configure_logs(quiet.level)
+    return anyio.run(Keeper(request, config, reporter).run)
