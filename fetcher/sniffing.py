@@ -41,7 +41,7 @@ def describe_blob(head: bytes, tail: bytes) -> str:
             return f"{name}, and no layer"
     if head.lstrip()[:1] in (b"{", b"["):
         return "JSON, so a manifest or an image's config perhaps, and no layer"
-    return f"no layer: it begins with {head[:8].hex()}"
+    return f"data of an unknown kind, which begins with {head[:8].hex()}"
 
 
 def _inflated(head: bytes) -> bytes:

@@ -90,7 +90,7 @@ class LazyLowers:
         self._config = config
 
     async def open_layer(self, labels: Mapping[str, str]) -> str | None:
-        """Open the layer that the labels describe, up to META; its key, None if it cannot be lazy."""
+        """Open the layer that the labels describe; its key, None if it cannot be lazy. META may follow."""
         settings = self._config.lazy
         if not self._possible():
             return None
@@ -105,7 +105,7 @@ class LazyLowers:
             async with self._images.openings.opening(wanted.digest):
                 with anyio.fail_after(settings.open_timeout_seconds):
                     layer = await self._images.open(wanted)
-                    await self._streams.ready(layer)
+                    await self._streams.sound(layer)
                 self._opened.add(layer)
                 self._announced.pop(layer, None)
         except NotEstargz:

@@ -57,10 +57,13 @@ class _Job:
     """One layer being brought here."""
 
     layer: str
+    sound: anyio.Event = field(default_factory=anyio.Event)
     ready: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     worker: Worker | None = None
     prefetched: anyio.Event = field(default_factory=anyio.Event)
+    rejected: bool = False
+    """It ended before it was known to be sound."""
     mountable: bool = False
     has_prefetch: bool = False
     failure: Failed | None = None
@@ -85,6 +88,9 @@ class _Job:
 
     def end(self) -> None:
         """Nobody waits any longer."""
+        if not self.sound.is_set():
+            self.rejected = True
+            self.sound.set()
         self.ready.set()
         self.prefetched.set()
 
@@ -172,6 +178,16 @@ class LayerStreams:
     def works_on_any(self) -> bool:
         """Whether any layer is wanted and not complete yet."""
         return bool(self._jobs)
+
+    async def sound(self, layer: str) -> None:
+        """Wait until it is known that the layer can be mounted; META follows. Raises LayerFailed."""
+        if self._store.is_complete(layer):
+            return
+        self.want(layer)
+        job = self._jobs[layer]
+        await job.sound.wait()
+        if job.rejected and not job.mountable:
+            raise _layer_failed(job)
 
     async def ready(self, layer: str) -> None:
         """Wait until the layer's META stands; raises Unavailable if it cannot be made."""
@@ -283,7 +299,7 @@ class LayerStreams:
     @contextlib.asynccontextmanager
     async def _worker(self, job: _Job) -> AsyncIterator[Worker]:
         task = Task(self._store.root, job.layer, self._config.registry_settings(), self._config.log.level)
-        async with Worker(task, ready=job.become_ready) as worker:
+        async with Worker(task, sound=job.sound.set, ready=job.become_ready) as worker:
             job.worker = worker
             try:
                 yield worker
@@ -300,7 +316,7 @@ class LayerStreams:
             meta_only=True,
         )
         ready = anyio.Event()
-        async with Worker(task, ready=ready.set) as worker:
+        async with Worker(task, sound=_unheard, ready=ready.set) as worker:
             report = await worker.until_prefetched()
         if not ready.is_set():
             raise Unavailable(f"layer {layer}: {report.message if isinstance(report, Failed) else report}")
@@ -315,7 +331,12 @@ class LayerStreams:
 
     def _rate(self) -> int:
         """Each stream's share of the configured rate, bytes a second; 0 means no limit."""
-        return self._config.stream.bytes_per_second // max(1, self._config.stream.parallel_layers)
+        limit = self._config.stream.bytes_per_second
+        return max(1, limit // self._config.stream.parallel_layers) if limit else 0
+
+
+def _unheard() -> None:
+    """Nobody waits for it."""
 
 
 def _layer_failed(job: _Job) -> LayerFailed:

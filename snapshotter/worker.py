@@ -6,6 +6,7 @@ reports over its pipe and stops when the pipe closes, so it does not outlive
 
     serve                 worker
       |  -- fork(task) -->  |
+      |  <---- Sound -----  |   the tree is sound, and META will show it whole: the layer can be promised
       |  <---- Ready -----  |   META stands: the layer can be mounted
       |  <-- Prefetched --  |   [0, landmark) is here
       |  ---- Continue -->  |   (or Stop: give the processor to another layer's prefetch)
@@ -27,7 +28,7 @@ import anyio
 import msgspec
 
 from fetcher.demand import Demand
-from fetcher.errors import FetchError, InvalidReference, RegistryError, StoreError
+from fetcher.errors import FetchError, RegistryError, StoreError
 from fetcher.logs import configure_logs, get_logger
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
@@ -40,6 +41,7 @@ from mounter.meta import ensure_meta
 
 log = get_logger("layergate.worker")
 
+_PREFETCH_NICE = 4
 _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
 """Bytes of socket buffer a background stream may fill while it yields to foreground work."""
@@ -57,6 +59,10 @@ class Task(msgspec.Struct, frozen=True):
     registry: RegistrySettings
     log_level: str
     meta_only: bool = False
+
+
+class Sound(msgspec.Struct, frozen=True):
+    """The tree is sound, and META will show it whole: the layer can be promised."""
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -79,7 +85,7 @@ class Failed(msgspec.Struct, frozen=True):
     transient: bool
 
 
-Report = Ready | Prefetched | Complete | Failed
+Report = Sound | Ready | Prefetched | Complete | Failed
 
 
 class Continue(msgspec.Struct, frozen=True):
@@ -141,10 +147,15 @@ class _Worker:
         progress = store.progress(task.layer)
         progress[Field.PREFETCH_END] = tree.landmark or 0
         progress[Field.FILES_TOTAL] = sum(1 for _ in tree.regular_files())
+        if not any(node.xattrs for node in tree.inodes()):
+            # Xattrs are the one thing that a tmpfs may refuse, so a layer that has some is not promised yet.
+            _report(self._pipe, Sound())
         ensure_meta(task.root, task.layer, tree)
         _report(self._pipe, Ready())
         if task.meta_only:
             return
+        # META of other layers comes before this one's files: nothing can be mounted without it.
+        os.nice(_PREFETCH_NICE)
         plain = PlainLayer(store.fs(task.layer), tree)
         async with self._right_to_stream(plain):
             if not store.is_complete(task.layer):
@@ -197,7 +208,7 @@ class _Worker:
             self._report_prefetched()
             if not self._streaming:
                 self._obey()
-            os.nice(_BACKGROUND_NICE)
+            os.nice(_BACKGROUND_NICE - _PREFETCH_NICE)
             demand = Demand(self._task.root)
 
             async def pause(count: int) -> None:
@@ -229,7 +240,10 @@ class _Worker:
             try:
                 blob = await sources.blob(source, record)
                 await LayerStream(blob, plain, progress, counter=counter, pause=pause).run(start, end)
-            except (RegistryError, InvalidReference) as error:
+            except FetchError as error:
+                if isinstance(error, StoreError) and not isinstance(source, FileSource):
+                    raise  # our own disk: another source would not help
+                log.info("source_failed", source=str(source), error=str(error))
                 failure = error
                 continue
             return

@@ -17,7 +17,18 @@ from typing import Final, Self
 import anyio
 from anyio import to_thread
 
-from snapshotter.worker import Continue, Failed, Order, Prefetched, Ready, Report, Stop, Task, run_worker
+from snapshotter.worker import (
+    Continue,
+    Failed,
+    Order,
+    Prefetched,
+    Ready,
+    Report,
+    Sound,
+    Stop,
+    Task,
+    run_worker,
+)
 
 _PRELOAD: Final = ["snapshotter.worker", "anyio._backends._asyncio", "httpx"]
 _END_SECONDS: Final = 5.0
@@ -32,10 +43,14 @@ def start_fork_server() -> None:
 
 
 class Worker:
-    """One worker process; an async context manager. `ready` is called when its layer can be mounted."""
+    """One worker process; an async context manager.
 
-    def __init__(self, task: Task, *, ready: Callable[[], None]) -> None:
+    `sound` is called when its layer can be promised, `ready` when it can be mounted.
+    """
+
+    def __init__(self, task: Task, *, sound: Callable[[], None], ready: Callable[[], None]) -> None:
         self._task = task
+        self._sound = sound
         self._ready = ready
         self._pipe: Connection
         self._streaming = False
@@ -69,9 +84,13 @@ class Worker:
         self._process.close()
 
     async def until_prefetched(self) -> Report:
-        """Wait for the prefetch range or an end before that; calls `ready` on the way."""
+        """Wait for the prefetch range or an end before that; calls `sound` and `ready` on the way."""
         report = await self._receive()
+        if isinstance(report, Sound):
+            self._sound()
+            report = await self._receive()
         if isinstance(report, Ready):
+            self._sound()
             self._ready()
             report = await self._receive() if not self._task.meta_only else report
         return report

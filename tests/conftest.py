@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 
+import hypothesis
 import pytest
+
+# A deadline for one example is a timing: machines are noisy, and a timing is no test.
+hypothesis.settings.register_profile("layergate", deadline=None)
+hypothesis.settings.load_profile("layergate")
 
 _PROGRAMS = ("containerd", "ctr", "ctr-remote", "runc", "docker-registry", "skopeo", "debootstrap")
 

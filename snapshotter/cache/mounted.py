@@ -9,7 +9,7 @@ A mount needs a layer if it is
                               ROOT/gate/<layer>/fs         where the gate shows whole trees
                               <layer>/fs, <id>             the same, shortened: containerd does that where
                                                            the options would not fit into a page
-    a bind mount of           .../layers/<layer>/fs, on the file system that ROOT is on
+    a bind mount of           ROOT/layers/<layer>/fs, or of what is in there
 
 Lazy lowers at their own mount points, and copies of them elsewhere, are nobody's use. Each mount
 namespace that has a process is looked at: a mount need not be in ours.
@@ -21,42 +21,54 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from mounter.lowers import Meta, lazy_lowers
-from mounter.mountinfo import Mount, parse_mountinfo
+from mounter.mountinfo import Mount, parse_mountinfo, read_mounts
 
 _NAME: Final = "[a-z2-7]{20}"
 _END: Final = "(?=/fs(?:[:,]|$)|[:,]|$)"
 _ABSOLUTE = re.compile(rf"(?P<root>/[^:,=]*)/(?:layers|lazy|meta|gate)/(?P<name>{_NAME}){_END}")
 _SHORTENED = re.compile(rf"(?<=[=:])(?P<name>{_NAME}){_END}")
 _LAZY_LOWER = re.compile(rf"/lazy/{_NAME}$")
-_BOUND = re.compile(rf"/layers/(?P<name>{_NAME})(?:/fs(?:/|$))")
+_BOUND: Final = rf"/layers/(?P<name>{_NAME})(?:/fs(?:/|$))"
 
 
-def names_in_mounts(
-    mounts: Iterable[Mount], *, roots: Collection[str], device: tuple[int, int]
-) -> dict[str, set[str]]:
+@dataclass(frozen=True, slots=True)
+class Root:
+    """ROOT by its paths, and where it is: the file system, and the path within that."""
+
+    paths: frozenset[str]
+    device: tuple[int, int]
+    inner: str
+
+    @classmethod
+    def at(cls, path: str, mounts: Iterable[Mount]) -> Root:
+        """ROOT at `path`, given the mounts of our namespace."""
+        real = os.path.realpath(path)
+        around = [mount for mount in mounts if (real + "/").startswith(mount.target.rstrip("/") + "/")]
+        # The innermost; of two on one directory the later covers the earlier.
+        place = max(enumerate(around), key=lambda item: (len(item[1].target), item[0]))[1]
+        inner = place.root.rstrip("/") + real.removeprefix(place.target.rstrip("/"))
+        return cls(frozenset({os.path.abspath(path), real}), place.device, inner)
+
+
+def names_in_mounts(mounts: Iterable[Mount], root: Root) -> dict[str, set[str]]:
     """The layer keys and ids of lazy lowers that mounts name, and the targets of these mounts.
 
-    Names that only look like one may be among them. `roots` are the paths of ROOT, which is on the file
-    system `device`. Pure.
+    Names that only look like one may be among them. Pure.
     """
     named: dict[str, set[str]] = {}
     for mount in mounts:
-        for name in _names(mount, roots, device):
+        for name in _names(mount, root):
             named.setdefault(name, set()).add(mount.target)
     return named
 
 
 def named_by_mounts(root: str) -> dict[str, set[str]]:
     """`names_in_mounts` of all mounts of this machine now. Raises OSError."""
-    status = os.stat(root)
-    return names_in_mounts(
-        _all_mounts(),
-        roots={os.path.abspath(root), os.path.realpath(root)},
-        device=(os.major(status.st_dev), os.minor(status.st_dev)),
-    )
+    return names_in_mounts(_all_mounts(), Root.at(root, read_mounts()))
 
 
 def layers_in_mounts(root: str, layers: Collection[str]) -> dict[str, set[str]]:
@@ -73,15 +85,15 @@ def layers_in_mounts(root: str, layers: Collection[str]) -> dict[str, set[str]]:
     return needed
 
 
-def _names(mount: Mount, roots: Collection[str], device: tuple[int, int]) -> Iterator[str]:
+def _names(mount: Mount, root: Root) -> Iterator[str]:
     """Layer keys and ids of lazy lowers, or what looks like one, that a mount names."""
     if mount.fstype == "overlay":
         if _LAZY_LOWER.search(mount.target):
             return
         options = ",".join(mount.super_options)
-        yield from (found["name"] for found in _ABSOLUTE.finditer(options) if found["root"] in roots)
+        yield from (found["name"] for found in _ABSOLUTE.finditer(options) if found["root"] in root.paths)
         yield from (found["name"] for found in _SHORTENED.finditer(options))
-    elif mount.device == device and (bound := _BOUND.search(mount.root)):
+    elif mount.device == root.device and (bound := re.match(re.escape(root.inner) + _BOUND, mount.root)):
         yield bound["name"]
 
 

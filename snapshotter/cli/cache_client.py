@@ -1,4 +1,4 @@
-"""The cache as commands reach it: through `layergate serve` where one runs on the root, else by themselves."""
+"""The cache as commands reach it: through `layergate serve` where one runs on the root, else themselves."""
 
 from __future__ import annotations
 

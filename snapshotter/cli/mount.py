@@ -63,26 +63,30 @@ def command(
     Examples
       layergate mount registry.example/python:3 /mnt
       layergate mount --wait --rw /srv/changes oci:/srv/images:python /mnt
-      layergate mount --layer 2 registry.example/python:3 /mnt   (whiteouts: 0:0 devices)
+      layergate mount --layer 2 registry.example/python:3 /mnt
       layergate umount /mnt
 
-    Read-only mounts are nosuid and nodev. Ctrl-C leaves nothing behind, unless the command had returned.
+    One layer shows its whiteouts as they are, character devices 0:0, unless it is writable. Read-only mounts
+    are nosuid and nodev. Ctrl-C leaves nothing behind, unless the command had returned.
 
     \b
     Exit codes
-    0       mounted
-    2       SOURCE, --platform or the configuration file cannot be understood
-    3       there is no such image, layout, file or platform
-    4, 5    the registry does not take our credentials; it failed or cannot be reached
-    6       what came is damaged
-    7, 8    the local disk refused; the kernel refused a mount
-    10, 11  MOUNTPOINT is no directory; it is not empty
-    12      something is mounted on MOUNTPOINT already, or DIR is in use
-    13      the image has no such layer
-    14      a layer is no eStargz: the line says what it is
-    15      mounting needs root
-    16      there is no FUSE, or nothing else to be lazy with: see layergate doctor
-    130     interrupted
+    0    mounted
+    2    SOURCE, --platform or the configuration file cannot be understood
+    3    there is no such image, layout, file or platform
+    4    the registry does not take our credentials
+    5    the registry failed or cannot be reached
+    6    what came is damaged
+    7    the local disk refused
+    8    the kernel refused a mount
+    10   MOUNTPOINT, or the parent of DIR, is no directory
+    11   MOUNTPOINT is not empty
+    12   something is mounted on MOUNTPOINT already, or DIR is in use
+    13   the image has no such layer
+    14   a layer is no eStargz; the line says what it is
+    15   mounting needs root
+    16   there is no FUSE, or else nothing to be lazy with: see layergate doctor
+    130  interrupted
     """
     import os
     import secrets

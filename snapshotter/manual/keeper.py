@@ -170,17 +170,17 @@ class Keeper:
             raise LazyImpossible(f"layers that are not here yet cannot be mounted on this host: {reason}")
         self._missing.update(incomplete)
         streams = LayerStreams(self._store, self._config, completed=self._came, slot=Slot.MANUAL)
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(streams.run)
-            tasks.start_soon(self._gates.prepare)
-            for layer in incomplete:
-                streams.want(layer)
-                if not streams.works_on(layer):  # another process was just in time
-                    self._came(layer)
-            for layer in incomplete:
-                await streams.prefetched(layer)
-            view = await self._lazy_view(wanted, streams, await self._gates.current())
-            with mount_changes() as changes:
+        with mount_changes() as changes:
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(streams.run)
+                tasks.start_soon(self._gates.prepare)
+                for layer in incomplete:
+                    streams.want(layer)
+                    if not streams.works_on(layer):  # another process was just in time
+                        self._came(layer)
+                for layer in incomplete:
+                    await streams.prefetched(layer)
+                view = await self._lazy_view(wanted, streams, await self._gates.current())
                 await to_thread.run_sync(self._mount, view, MountKind.LAZY)
                 self._reporter.tell(Mounted(len(wanted.chain), len(wanted.chain) - len(self._missing)))
                 layers = [link.layer for link in wanted.chain]

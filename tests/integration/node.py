@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -91,7 +90,7 @@ class Node:
         chain = chain_ids([layer.diff_id for layer in image.layers])
         answer = self.containerd.ctr(*snapshots, "prepare", "--mounts", key, chain[-1])
         try:
-            with mounted([_mount(one) for one in json.loads(answer)], target):
+            with mounted(_mounts(answer), target):
                 yield target
         finally:
             self.containerd.ctr(*snapshots, "remove", key)
@@ -200,10 +199,17 @@ def differences(
     return trees.difference(comparable(ours), comparable(ordinary), without=_ESTARGZ_OWN)
 
 
-def _mount(described: Mapping[str, object]) -> pb.Mount:
-    options = described["Options"]
-    assert isinstance(options, list)
-    return pb.Mount(type=described["Type"], source=described["Source"], options=options)
+class _Mount(msgspec.Struct, frozen=True, rename="pascal"):
+    """A mount as `ctr snapshots prepare --mounts` prints it."""
+
+    type: str
+    source: str
+    options: list[str]
+
+
+def _mounts(printed: str) -> list[pb.Mount]:
+    found = msgspec.json.decode(printed, type=list[_Mount])
+    return [pb.Mount(type=one.type, source=one.source, options=one.options) for one in found]
 
 
 def program_files(*names: str) -> list[estargz.Entry]:
@@ -215,7 +221,8 @@ def program_files(*names: str) -> list[estargz.Entry]:
         for word in listed.split():
             if word.startswith("/"):
                 entries[word.lstrip("/")] = word
-    made = []
+    parents = sorted({name[:end] for name in entries for end, letter in enumerate(name) if letter == "/"})
+    made = [estargz.dir(f"{parent}/") for parent in parents]
     for name, path in entries.items():
         with open(path, "rb") as source:
             made.append(estargz.file(name, source.read(), mode=0o755))

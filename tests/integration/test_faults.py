@@ -52,7 +52,7 @@ def registry() -> Iterator[FaultyRegistry]:
 
 def noise(size: int) -> bytes:
     """Other bytes each time, which do not compress: each test has layers of its own."""
-    return random.Random(next(_seeds)).randbytes(size)  # noqa: S311 - no secret
+    return random.Random(next(_seeds)).randbytes(size)
 
 
 def contents() -> dict[str, bytes]:
@@ -340,9 +340,7 @@ def test_reads_go_on_where_a_connection_dropped(node: Node, registry: FaultyRegi
 
 
 @pytest.mark.parametrize("fault", [Drop(70_000), Truncate(70_000), Status(500)], ids=repr)
-def test_streams_go_on_where_a_connection_dropped(
-    node: Node, registry: FaultyRegistry, fault: Fault
-) -> None:
+def test_streams_go_on_where_a_connection_dropped(node: Node, registry: FaultyRegistry, fault: Fault) -> None:
     files = contents() | {f"etc/{number}": noise(50_000) for number in range(10)}
     layer = layer_of(files)
     image = oci.image([layer])

@@ -43,7 +43,7 @@ CAPABILITY: Final = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 
 def noise(size: int, seed: int = 1) -> bytes:
     """Bytes that do not compress."""
-    return random.Random(seed).randbytes(size)  # noqa: S311 - no secret
+    return random.Random(seed).randbytes(size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ NAMES: Final = (
     "ünïcödé ☃ 日本語",
     "new\nline",
     "tab\tand\\backslash",
-    'quotes"\'`$(id)',
+    "quotes\"'`$(id)",
     "-rf",
     "comma,colon:equals=",
     "percent%20",
@@ -199,7 +199,10 @@ ODD: Final[dict[str, Odd]] = {
             build(
                 [
                     dir("./", mode=0o711, uid=5, gid=6),
-                    *(file(f"m{mode:o}", b"m", mode=mode, uid=1000, gid=1001) for mode in range(0, 0o10000, 0o111)),
+                    *(
+                        file(f"m{mode:o}", b"m", mode=mode, uid=1000, gid=1001)
+                        for mode in range(0, 0o10000, 0o111)
+                    ),
                     *(file(f"e{mode:o}", mode=mode, uid=1000) for mode in (0o4755, 0o2755, 0o1644, 0o7777)),
                     dir("sticky/", mode=0o1777),
                     dir("setgid/", mode=0o2775, gid=50),
@@ -262,7 +265,14 @@ ODD: Final[dict[str, Odd]] = {
         ]
     ),
     "a long path": Odd(
-        [build([*(dir(LONG[: 251 * number - 1] + "/") for number in range(1, 13)), file(LONG + "/f", b"deep")])]
+        [
+            build(
+                [
+                    *(dir(LONG[: 251 * number - 1] + "/") for number in range(1, 13)),
+                    file(LONG + "/f", b"deep"),
+                ]
+            )
+        ]
     ),
     "implied parents": Odd(
         [build([file("p/q/r", b"alone"), file("p/s/t"), symlink("u/v", "w")])],
@@ -272,9 +282,15 @@ ODD: Final[dict[str, Odd]] = {
         [base(), build([file("a/z", b"in a directory without an entry"), whiteout("b/1")])],
         implied=["a", "b"],
     ),
-    "chunks": Odd([build([dir("big/"), file("big/f", noise(1_000_000)), file("small", b"s")], chunk_size=1 << 16)]),
+    "chunks": Odd(
+        [build([dir("big/"), file("big/f", noise(1_000_000)), file("small", b"s")], chunk_size=1 << 16)]
+    ),
     "a chunk's edge": Odd(
-        [build([file("exact", noise(1 << 17)), file("one more", noise((1 << 17) + 1, 2))], chunk_size=1 << 16)]
+        [
+            build(
+                [file("exact", noise(1 << 17)), file("one more", noise((1 << 17) + 1, 2))], chunk_size=1 << 16
+            )
+        ]
     ),
     "shared members": Odd(
         [
@@ -290,8 +306,12 @@ ODD: Final[dict[str, Odd]] = {
     "without chunk digests": Odd([build([file("f", b"by its own digest")], omit_chunk_digests=True)]),
     "a landmark": Odd([build([file("first", noise(9000)), landmark(), file("then", noise(9000, 2))])]),
     "a landmark that says no": Odd([build([no_landmark(), file("f", b"f")])]),
-    "names that begin with ./": Odd([build([dir("d/"), file("d/f", b"f"), hardlink("h", "d/f")], prefix="./")]),
-    "names that begin with /": Odd([build([dir("d/"), file("d/f", b"f"), whiteout("x")], prefix="/"), base()]),
+    "names that begin with ./": Odd(
+        [build([dir("d/"), file("d/f", b"f"), hardlink("h", "d/f")], prefix="./")]
+    ),
+    "names that begin with /": Odd(
+        [build([dir("d/"), file("d/f", b"f"), whiteout("x")], prefix="/"), base()]
+    ),
     "a name twice": Odd([build([file("f", b"first"), dir("d/", mode=0o700), file("f", b"last"), dir("d/")])]),
     "many layers": Odd(
         [

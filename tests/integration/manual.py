@@ -1,0 +1,234 @@
+"""Mounts by hand: the command `layergate` on a root of its own, and every process and mount that comes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+from uuid import uuid4
+
+from mounter.swap import mounts_on
+from snapshotter.manual.listing import ListedMount
+from tests import estargz, oci
+from tests.estargz import chardev, dir, file, hardlink, opaque, symlink, whiteout
+from tests.integration.harness import LAYERGATE, call, mounts
+from tests.integration.node import eventually
+from tests.integration.processes import REPOSITORY, is_running, send, unmount_below
+
+SLOW: Final = "[stream]\nbytes_per_second = 1\n"
+"""A configuration under which a layer is never complete, but for what is asked for."""
+
+_MARK: Final = "LAYERGATE_MANUAL"
+
+BOTTOM: Final = [
+    dir("etc/", mode=0o750, uid=3, gid=4),
+    file("etc/passwd", b"root:x:0:0", mode=0o640, uid=1, xattrs={"user.note": b"\x00\xff"}),
+    file("etc/hidden", b"one sees this below alone"),
+    file("etc/empty"),
+    dir("usr/"),
+    dir("usr/share/"),
+    file("usr/share/old", b"hidden by an opaque directory"),
+    file("usr/suid", b"#!", mode=0o4755),
+    symlink("usr/link", "../etc/passwd"),
+    hardlink("usr/shadow", "etc/passwd"),
+    chardev("usr/null", 1, 3, mode=0o666),
+    *(file(f"usr/file{number}", bytes([number]) * (2000 + number)) for number in range(40)),
+]
+MIDDLE: Final = [
+    dir("srv/"),
+    file("srv/large", b"".join(number.to_bytes(4, "big") for number in range(300_000))),
+    whiteout("etc/hidden"),
+    dir("etc/", mode=0o755),
+]
+TOP: Final = [
+    dir("usr/", mode=0o711),
+    dir("usr/share/", mtime=1_500_000_000),
+    file("usr/share/new", b"the only one"),
+    opaque("usr/share"),
+    file("usr/file3", b"replaced"),
+]
+
+
+def small_image() -> oci.Image:
+    """Three layers with something of everything in them; the middle one has a file of many chunks."""
+    return oci.image([estargz.build(layer, chunk_size=1 << 16) for layer in (BOTTOM, MIDDLE, TOP)])
+
+
+def write_layout(directory: str, image: oci.Image, *, tag: str = "test") -> str:
+    """The image as an OCI layout; its SOURCE."""
+    for name, data in (image.blobs | {image.digest: image.manifest}).items():
+        path = os.path.join(directory, "blobs", *name.split(":"))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as blob:
+            blob.write(data)
+    entry = {
+        "mediaType": oci.MANIFEST,
+        "digest": image.digest,
+        "size": len(image.manifest),
+        "annotations": {"org.opencontainers.image.ref.name": tag},
+    }
+    with open(os.path.join(directory, "index.json"), "w", encoding="ascii") as index:
+        json.dump({"schemaVersion": 2, "manifests": [entry]}, index)
+    return f"oci:{directory}:{tag}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    output: str
+    errors: str
+
+
+class ManualNode:
+    """A root, and mountpoints below `directory`. On exit nothing is left, whatever a test did."""
+
+    def __init__(self, directory: str, *, config: str = "") -> None:
+        self.directory = os.path.realpath(directory)
+        self.root = os.path.join(self.directory, "root")
+        os.makedirs(self.root, mode=0o700)
+        self._config = os.path.join(self.directory, "config.toml")
+        self.configure(config)
+        self._mark = str(uuid4())
+        self._commands: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        try:
+            self.kill_everything()
+            for command in self._commands:
+                command.communicate()
+        finally:
+            unmount_below(self.directory)
+
+    def configure(self, text: str) -> None:
+        """What keepers started from now on find in their configuration file."""
+        with open(self._config, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def mountpoint(self, name: str = "mnt") -> str:
+        """An empty directory to mount on."""
+        path = os.path.join(self.directory, name)
+        os.makedirs(path, exist_ok=True)
+        return path
+
+    def start(self, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Start `layergate ARGUMENTS`, behind another program's words if `prefix` says so."""
+        name, *rest = arguments
+        options = ["--root", self.root, *(["--config", self._config] if name == "mount" else [])]
+        command = subprocess.Popen(
+            [*prefix, *LAYERGATE, name, *options, *rest],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            env=os.environ | {_MARK: self._mark},
+        )
+        self._commands.append(command)
+        return command
+
+    def run(self, *arguments: str, prefix: Sequence[str] = (), code: int = 0) -> Ended:
+        """`start` and its end, which has to be `code`."""
+        command = self.start(*arguments, prefix=prefix)
+        output, errors = command.communicate(timeout=100)
+        assert command.returncode == code, f"{arguments}: {command.returncode}\n{output}{errors}{self.logs()}"
+        return Ended(command.returncode, output, errors)
+
+    def listed(self) -> list[ListedMount]:
+        """What `layergate mounts --json` says."""
+        import msgspec
+
+        text = self.run("mounts", "--json").output
+        return msgspec.convert(json.loads(text)["mounts"], list[ListedMount])
+
+    def state(self, mountpoint: str) -> ListedMount:
+        """What it says of one mountpoint."""
+        return next(one for one in self.listed() if one.mountpoint == mountpoint)
+
+    def mount_ids(self, mountpoint: str) -> list[int]:
+        """The ids of the mounts on a mountpoint, by mountinfo."""
+        return [mount.id for mount in mounts_on(mountpoint)]
+
+    def until_native(self, mountpoint: str) -> None:
+        """Wait for the end of the swap."""
+        eventually(lambda: self.state(mountpoint).state == "native", "the swap")
+
+    def processes(self) -> list[int]:
+        """All that came of our commands and runs."""
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and entry != str(os.getpid()):
+                try:
+                    with open(f"/proc/{entry}/environ", "rb") as environ:
+                        marked = f"{_MARK}={self._mark}".encode() in environ.read().split(b"\0")
+                except (FileNotFoundError, ProcessLookupError, PermissionError):
+                    continue
+                if marked and is_running(int(entry)):
+                    found.append(int(entry))
+        return found
+
+    def workers(self) -> list[int]:
+        """The processes that stream layers: the fork server's children."""
+        return [pid for pid in self.processes() if _parent(pid) in self._fork_servers()]
+
+    def kill_workers(self) -> None:
+        """SIGKILL to those that run now. What they miss is looked at anew by the next ones."""
+        for pid in self.workers():
+            send(pid, signal.SIGKILL)
+
+    def until_no_process(self) -> None:
+        """Wait until nothing that came of our commands runs."""
+        eventually(lambda: not self.processes(), "the end of every process")
+
+    def kill_everything(self) -> None:
+        """SIGKILL to all of them, at once."""
+        while found := self.processes():
+            for pid in found:
+                send(pid, signal.SIGKILL)
+
+    def nothing_is_mounted(self) -> bool:
+        """Whether mountinfo has nothing below our directory."""
+        return mounts(self.directory) == []
+
+    def logs(self) -> str:
+        """What keepers and the mounter logged, for a test that fails."""
+        text = ""
+        for directory in (self.root, os.path.join(self.root, "mounts")):
+            if os.path.isdir(directory):
+                for name in os.listdir(directory):
+                    if name.endswith(".log"):
+                        with open(os.path.join(directory, name), encoding="utf-8") as log:
+                            text += f"--- {name}\n{log.read()}"
+        return text
+
+    def _fork_servers(self) -> set[int]:
+        return {pid for pid in self.processes() if _is_fork_server(pid) and not _is_fork_server(_parent(pid))}
+
+
+def _is_fork_server(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+            return b"forkserver" in cmdline.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return int(stat.read().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def copy_layout(source: str, target: str) -> None:
+    """Copy an image between layouts by skopeo, unchanged."""
+    call(["skopeo", "copy", "--quiet", "--preserve-digests", f"oci:{source}", f"oci:{target}"])
