@@ -6,6 +6,7 @@
                         progress    counters (fetcher.progress)
                         lock        flock: held by whoever streams the layer
                         boot        the boot under which an incomplete fs/ was written
+                        shape       Shape: what the layers below have a say in
                         complete    the completion mark, written after syncfs
     ROOT/layers/.new-*              a layer that is being made
     ROOT/layers.lock                flock: shared while a layer is made
@@ -35,6 +36,7 @@ from typing import Final
 import msgspec
 
 from fetcher.errors import FormatError, StoreError
+from fetcher.nodes import Kind
 from fetcher.progress import Field, Progress
 from fetcher.toc import parse_toc, verify_toc
 from fetcher.tree import LayerTree, build_tree
@@ -69,6 +71,29 @@ class LayerRecord(msgspec.Struct, frozen=True):
     images: list[str] = []
 
 
+class Shape(msgspec.Struct, frozen=True):
+    """What of a layer depends on the layers below it: an unpacker would look there.
+
+    `implied` are directories without an entry, which take over the attributes of the directory that they
+    stand on; None if there are too many to be looked up. `whiteouts`: whether it hides anything, which at
+    the bottom of an image nothing does.
+    """
+
+    implied: list[str] | None
+    whiteouts: bool
+
+
+_IMPLIED_LIMIT: Final = 1000
+
+
+def shape_of(tree: LayerTree) -> Shape:
+    """What to keep of a tree for whoever puts the layer onto others."""
+    return Shape(
+        implied=list(tree.implied) if len(tree.implied) <= _IMPLIED_LIMIT else None,
+        whiteouts=any(node.kind is Kind.WHITEOUT for node in tree.nodes.values()),
+    )
+
+
 def layer_key(digest: str, toc_digest: str) -> str:
     """The layer key of a blob with this TOC, both digests as `sha256:<hex>`."""
     both = hashlib.sha256(f"{digest}\n{toc_digest}".encode()).digest()
@@ -89,9 +114,14 @@ class LayerStore:
         self.layers_directory = os.path.join(self.root, "layers")
 
     def create_directories(self) -> None:
-        """Make ROOT and ROOT/layers, mode 0700."""
+        """Make ROOT and ROOT/layers, mode 0700. Raises StoreError if the disk refuses."""
         for directory in (self.root, self.layers_directory):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+            try:
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise StoreError(
+                    f"cannot make {directory}: {error.strerror}", errno=error.errno or 0
+                ) from error
 
     def directory(self, layer: str) -> str:
         """The layer's own directory."""
@@ -169,6 +199,22 @@ class LayerStore:
         data = self._read(layer, "toc.json")
         verify_toc(data, record.toc_digest)
         return build_tree(parse_toc(data), end=record.toc_offset)
+
+    def keep_shape(self, layer: str, tree: LayerTree) -> None:
+        """Spare others the loading of the tree for what `shape` says. Raises StoreError."""
+        path = os.path.join(self.directory(layer), "shape")
+        if not os.path.exists(path):
+            try:
+                _write(path, msgspec.json.encode(shape_of(tree)))
+            except OSError as error:
+                raise StoreError(f"cannot write {path}: {error.strerror}", errno=error.errno or 0) from error
+
+    def shape(self, layer: str) -> Shape:
+        """What `keep_shape` kept, else what the layer's tree says. Raises as `tree` does."""
+        try:
+            return msgspec.json.decode(self._read(layer, "shape"), type=Shape)
+        except (StoreError, msgspec.DecodeError):
+            return shape_of(self.tree(layer))
 
     def progress(self, layer: str) -> Progress:
         """The layer's counters; raises StoreError."""

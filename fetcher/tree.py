@@ -52,15 +52,23 @@ class LayerTree:
     """A layer's nodes by path, parents before children; a hard link's path maps to its primary's node.
 
     `landmark` is where the prefetch range [0, landmark) ends, None where there is none;
-    `end` is where the last member ends, which is where the TOC starts.
+    `end` is where the last member ends, which is where the TOC starts; `implied` are the
+    directories that have no entry of their own, but something in them has.
     """
 
-    __slots__ = ("_children", "end", "landmark", "members", "nodes")
+    __slots__ = ("_children", "end", "implied", "landmark", "members", "nodes")
 
     def __init__(
-        self, nodes: dict[str, Node], members: list[Member], *, landmark: int | None, end: int
+        self,
+        nodes: dict[str, Node],
+        members: list[Member],
+        *,
+        landmark: int | None,
+        end: int,
+        implied: Sequence[str] = (),
     ) -> None:
         self.nodes = nodes
+        self.implied = implied
         self.members = members
         self.landmark = landmark
         self.end = end
@@ -123,7 +131,9 @@ def build_tree(toc: Toc, *, end: int) -> LayerTree:
     if whiteouts:
         nodes = _with_whiteouts(nodes, whiteouts)
     ordered = _with_parents(nodes)
-    return LayerTree(ordered, _members(ordered, landmark, end), landmark=landmark, end=end)
+    implied = [path for path, node in ordered.items() if node.kind is Kind.DIRECTORY and path not in entries]
+    members = _members(ordered, landmark, end)
+    return LayerTree(ordered, members, landmark=landmark, end=end, implied=[path for path in implied if path])
 
 
 def _last_wins(toc: Toc) -> tuple[dict[str, TocEntry], dict[str, list[TocEntry]]]:

@@ -21,11 +21,11 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
-import functools
 import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -77,6 +77,8 @@ _OPTIONS: Final = frozenset(
     {"fsname=layergate", "subtype=layergate", "allow_other", "default_permissions", "ro"}
 )
 _CLOSE_SECONDS: Final = 5.0
+_LOCK_SECONDS: Final = 1.0
+"""A retired mounter may hold the lock for a moment, to clear LATE."""
 _ADOPT_SECONDS: Final = 60.0
 """How often LATE is searched for links that a retired mounter made."""
 
@@ -112,12 +114,13 @@ class MounterProcess:
         """
         store = LayerStore(self.root)
         store.create_directories()
-        self._lock = _lock(os.path.join(self.root, "mounter.lock"))
+        self._lock = _lock(os.path.join(self.root, "mounter.lock"), patience=_LOCK_SECONDS)
         self._tasks = anyio.create_task_group()
         self._server = ControlServer(self.root, self._answer, self._tasks)
         self._ondemand = OnDemand(store, self._open_blob, self._settings, self._tasks, self._counters)
         self._files = OpenFiles(self._ondemand)
         self._late = Late(self.root, self._settings.late_seconds)
+        self._left_behind = Late(self.root, self._settings.late_seconds)
         self._mount()
         async with self._tasks:
             self._tasks.start_soon(self._serve_fuse)
@@ -127,6 +130,8 @@ class MounterProcess:
             await to_thread.run_sync(let_many_wait, self.root, self._gate, _MAX_TASKS)
             log.info("mounted", gate=self._gate, mode=self.mode.value, pid=os.getpid())
             ready()
+        while self._retired and not await to_thread.run_sync(self._clear_late):  # noqa: ASYNC110 - a term runs
+            await anyio.sleep(min(1.0, self._settings.late_seconds))
         log.info("ended", retired=self._retired)
 
     def _mount(self) -> None:
@@ -161,7 +166,7 @@ class MounterProcess:
                 if not self._retired and anyio.current_time() >= adopting:
                     adopting = anyio.current_time() + _ADOPT_SECONDS
                     await to_thread.run_sync(self._late.adopt)
-                await to_thread.run_sync(self._late.sweep)
+                await to_thread.run_sync(self._clear_late if self._retired else self._late.sweep)
                 await self._ondemand.layers.sweep(self._settings.idle_seconds)
             except OSError as error:  # what could not be removed now will be tried again
                 log.warning("not_swept", error=str(error))
@@ -170,6 +175,21 @@ class MounterProcess:
                 log.info("dispensable")
                 self._tasks.cancel_scope.cancel()
             await anyio.sleep(min(1.0, self._settings.late_seconds))
+
+    def _clear_late(self) -> bool:
+        """Being retired, look after LATE where no other mounter does; whether there is nothing left to do."""
+        if not os.listdir(os.path.join(self.root, "late")):
+            return True
+        try:
+            lock = _lock(os.path.join(self.root, "mounter.lock"))
+        except AlreadyRunning:
+            return True
+        try:
+            self._left_behind.adopt()
+            self._left_behind.sweep()
+            return not len(self._left_behind)
+        finally:
+            os.close(lock)
 
     def _is_dispensable(self, store: LayerStore) -> bool:
         """Whether nobody can miss us, though the kernel has the gate mounted for somebody still.
@@ -261,17 +281,21 @@ def clear_gate(path: str) -> None:
         detach(path)
 
 
-def _lock(path: str) -> int:
+def _lock(path: str, *, patience: float = 0) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise AlreadyRunning(f"another mounter holds {path}") from None
-    return fd
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
+            os.close(fd)
+            raise AlreadyRunning(f"another mounter holds {path}") from None
+        return fd
 
 
-@functools.cache
 def _resident_bytes() -> int:
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -95,15 +95,16 @@ class Catalogue:
             raise
         return self.standing(key)
 
-    def check_remote(self, key: str, ref: str, parent: str) -> None:
-        """See whether a remote layer is worth opening for `key`.
+    def check_remote(self, key: str, ref: str, parent: str) -> tuple[Link, ...]:
+        """See whether a remote layer is worth opening for `key`; gives what it would stand on, parent first.
 
         Raises AlreadyExists if it is there already; otherwise as `create` would.
         """
         if self._metadata.find_committed(ref, parent) is not None:
             raise AlreadyExists(f"target snapshot {ref!r} exists")
         self._check_free(key)
-        self._committed_parent(parent)
+        below = self._committed_parent(parent)
+        return () if below is None else (_link(below, self._directories), *self._chain(below))
 
     def create_remote(self, ref: str, parent: str, labels: Mapping[str, str], layer: str) -> Snapshot:
         """Add a committed snapshot of an opened layer.
@@ -177,10 +178,7 @@ class Catalogue:
         return self._directories.set_aside(self._metadata.ids())
 
     def _chain(self, snapshot: Snapshot) -> tuple[Link, ...]:
-        return tuple(
-            OrdinaryLink(self._directories.fs(below.id)) if below.layer is None else LazyLink(below.layer)
-            for below in self._metadata.chain(snapshot.id)
-        )
+        return tuple(_link(below, self._directories) for below in self._metadata.chain(snapshot.id))
 
     def _exists(self, name: str) -> bool:
         try:
@@ -203,3 +201,10 @@ class Catalogue:
         if found.kind is not Kind.COMMITTED:
             raise InvalidArgument(f"parent {parent!r} is not a committed snapshot")
         return found
+
+
+def _link(snapshot: Snapshot, directories: Directories) -> Link:
+    """A committed snapshot as part of a chain."""
+    if snapshot.layer is None:
+        return OrdinaryLink(directories.fs(snapshot.id))
+    return LazyLink(snapshot.layer)

@@ -15,6 +15,7 @@
     │   └── MetadataCorrupt        it is damaged
     ├── ConfigError                the configuration file cannot be read or has an error
     ├── ServeUnreachable           a command that needs `layergate serve` got no answer from it
+    ├── SocketUnusable             no socket can be made at the path; .path
     └── SocketInUse                somebody answers on the socket already; .path
 
 They become gRPC statuses in one table, in `snapshotter.service`. The wording
@@ -90,6 +91,14 @@ class ConfigError(SnapshotterError):
 
 class ServeUnreachable(SnapshotterError):
     """A command that needs `layergate serve` got no answer from it."""
+
+
+class SocketUnusable(SnapshotterError):
+    """No socket can be made at the path: it is too long, or the file system refuses."""
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
 
 
 class SocketInUse(SnapshotterError):

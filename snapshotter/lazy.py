@@ -37,6 +37,7 @@ from snapshotter.errors import Unavailable
 from snapshotter.gates import Gate, Gates
 from snapshotter.images import Images
 from snapshotter.lowers import LazyLink, Link, Lowerdirs
+from snapshotter.placement import why_unfit
 from snapshotter.remote import remote_layer
 from snapshotter.streams import LayerStreams
 
@@ -89,7 +90,7 @@ class LazyLowers:
         """Take a new configuration."""
         self._config = config
 
-    async def open_layer(self, labels: Mapping[str, str]) -> str | None:
+    async def open_layer(self, labels: Mapping[str, str], below: Sequence[Link]) -> str | None:
         """Open the layer that the labels describe; its key, None if it cannot be lazy. META may follow."""
         settings = self._config.lazy
         if not self._possible():
@@ -106,6 +107,10 @@ class LazyLowers:
                 with anyio.fail_after(settings.open_timeout_seconds):
                     layer = await self._images.open(wanted)
                     await self._streams.sound(layer)
+                    reason = await to_thread.run_sync(why_unfit, self._store, layer, below)
+                if reason is not None:
+                    log.info("layer_not_lazy_here", layer=layer, image=wanted.reference, reason=reason)
+                    return None
                 self._opened.add(layer)
                 self._announced.pop(layer, None)
         except NotEstargz:

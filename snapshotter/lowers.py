@@ -50,13 +50,14 @@ class Lowers(Protocol):
     Every call comes from the event loop. Calls about one key never overlap.
     """
 
-    async def open_layer(self, labels: Mapping[str, str]) -> str | None:
+    async def open_layer(self, labels: Mapping[str, str], below: Sequence[Link]) -> str | None:
         """Open the remote layer that a Prepare's labels describe; give its layer key.
 
-        None means that it must be unpacked the ordinary way: the labels
-        describe no layer, it is no lazy one, or it cannot be had now. It logs
-        its own failures. The layer must stay until `retain` is called
-        without it.
+        `below` is what it is to stand on, the uppermost link first. None means
+        that it must be unpacked the ordinary way: the labels describe no layer,
+        it is no lazy one, it cannot be had now, or it would look different
+        there. It logs its own failures. The layer must stay until `retain` is
+        called without it.
         """
         ...
 
@@ -92,7 +93,7 @@ class Lowers(Protocol):
 class NoLowers:
     """The lazy part of a snapshotter that has none."""
 
-    async def open_layer(self, labels: Mapping[str, str]) -> str | None:
+    async def open_layer(self, labels: Mapping[str, str], below: Sequence[Link]) -> str | None:
         """Nothing is lazy."""
         return None
 

@@ -38,7 +38,7 @@ _DRAIN_SECONDS: Final = 5.0
 async def serve(*, root: str, address: str, config_path: str | None, level: str | None) -> None:
     """Serve until SIGTERM or SIGINT; containers and the mounter stay. Paths are absolute.
 
-    Raises ConfigError, MetadataError, SocketInUse, StoreError.
+    Raises ConfigError, MetadataError, SocketInUse, SocketUnusable, StoreError.
     """
     config = load_config(config_path)
     configure_logs(level or config.log.level)

@@ -17,12 +17,14 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 import grpc
 
-from snapshotter.errors import SocketInUse
+from snapshotter.errors import SocketInUse, SocketUnusable
 
 Register = Callable[[grpc.aio.Server], None]
 """Adds one service to a server."""
 
 _ANSWER_SECONDS = 2.0
+_PATH_LIMIT = 107
+"""Bytes in the path of a unix socket (sockaddr_un has 108, with the zero byte)."""
 
 
 @asynccontextmanager
@@ -30,15 +32,24 @@ async def serve_grpc(path: str, *services: Register, grace: float = 5.0) -> Asyn
     """Serve on the unix socket `path` (its directory must exist) inside the block.
 
     At the end no new calls are taken, and running ones get `grace` seconds.
-    Raises SocketInUse.
+    Raises SocketInUse, SocketUnusable.
     """
     await _check_unused(path)
     server = grpc.aio.server()
     for register in services:
         register(server)
-    directory = tempfile.mkdtemp(prefix=".layergate-", dir=os.path.dirname(path) or ".")
+    try:
+        directory = tempfile.mkdtemp(prefix=".layergate-", dir=os.path.dirname(path) or ".")
+    except OSError as error:
+        raise SocketUnusable(f"no socket can be made there: {error.strerror}", path=path) from error
     try:
         bound = os.path.join(directory, "s")
+        length = len(os.fsencode(bound))
+        if length > _PATH_LIMIT:
+            raise SocketUnusable(
+                f"a socket's path may have {_PATH_LIMIT} bytes, and while it is made this one has {length}",
+                path=path,
+            )
         server.add_insecure_port(f"unix:{bound}")
         await server.start()
         os.chmod(bound, 0o600)

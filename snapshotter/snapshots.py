@@ -31,7 +31,7 @@ from snapshotter.directories import Directories, disk_usage
 from snapshotter.errors import AlreadyExists, InvalidArgument
 from snapshotter.filters import FieldPath, Fields, parse_filters
 from snapshotter.locks import KeyedLock
-from snapshotter.lowers import Lowerdirs, Lowers, OrdinaryLink
+from snapshotter.lowers import Link, Lowerdirs, Lowers, OrdinaryLink
 from snapshotter.metadata import REF_LABEL, Kind, Metadata, Snapshot, Usage
 from snapshotter.mounts import Mount, compose
 
@@ -190,11 +190,11 @@ class Snapshotter:
     async def _prepare_remote(self, key: str, ref: str, parent: str, labels: Mapping[str, str]) -> None:
         """Raise AlreadyExists if the layer is there, or could be had without unpacking it."""
         async with self._refs.held(f"{ref}\n{parent}"):
-            await self._run(self._catalogue.check_remote, key, ref, parent)
+            below = await self._run(self._catalogue.check_remote, key, ref, parent)
             async with self._retaining:
                 self._opening += 1
             try:
-                layer = await self._open_layer(labels)
+                layer = await self._open_layer(labels, below)
                 if layer is None:
                     return
                 snapshot = await self._run(self._catalogue.create_remote, ref, parent, labels, layer)
@@ -203,9 +203,9 @@ class Snapshotter:
         log.info("remote_snapshot", name=snapshot.name, parent=parent, layer=layer)
         raise AlreadyExists(f"target snapshot {ref!r}: there is no need to unpack it")
 
-    async def _open_layer(self, labels: Mapping[str, str]) -> str | None:
+    async def _open_layer(self, labels: Mapping[str, str], below: Sequence[Link]) -> str | None:
         try:
-            return await self._lowers.open_layer(labels)
+            return await self._lowers.open_layer(labels, below)
         except Exception:
             # Whatever is wrong with the lazy part, the layer can still be unpacked the ordinary way.
             log.exception("open_layer_failed")

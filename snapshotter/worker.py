@@ -46,6 +46,8 @@ _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
 """Bytes of socket buffer a background stream may fill while it yields to foreground work."""
 _YIELD_SECONDS = 0.004
+_LISTEN_SECONDS = 0.25
+"""How long an order may wait while the rate holds a stream back."""
 _WAIT_SECONDS = 0.05
 _LONGEST_YIELD_SECONDS = 5.0
 """So that endless foreground work cannot starve a stream."""
@@ -147,6 +149,7 @@ class _Worker:
         progress = store.progress(task.layer)
         progress[Field.PREFETCH_END] = tree.landmark or 0
         progress[Field.FILES_TOTAL] = sum(1 for _ in tree.regular_files())
+        store.keep_shape(task.layer, tree)
         if not any(node.xattrs for node in tree.inodes()):
             # Xattrs are the one thing that a tmpfs may refuse, so a layer that has some is not promised yet.
             _report(self._pipe, Sound())
@@ -262,11 +265,14 @@ class _Worker:
         self._started, self._sent = time.monotonic(), 0
 
     async def _keep_to_rate(self, count: int) -> None:
-        if self._rate:
-            self._sent += count
+        self._sent += count
+        while self._rate:
             ahead = self._sent / self._rate - (time.monotonic() - self._started)
-            if ahead > 0:
-                await anyio.sleep(ahead)
+            if ahead <= 0:
+                return
+            await anyio.sleep(min(ahead, _LISTEN_SECONDS))
+            while self._pipe.poll():
+                self._obey()
 
 
 def _is_gone(source: FileSource) -> bool:

@@ -7,6 +7,7 @@ at once, and where that is not enough, streams wait. On-demand reads are never h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import anyio
@@ -24,7 +25,7 @@ log = get_logger("layergate.cache")
 _KEEP_SECONDS: Final = 60.0
 _WATCH_SECONDS: Final = 1.0
 _SHORT_SECONDS: Final = 10.0
-"""While space is short, unused layers are looked for this often."""
+"""While streams wait for space, unused layers are looked for this often."""
 
 
 class Keeping(Protocol):
@@ -50,15 +51,24 @@ class Streams(Protocol):
 class CacheKeeper:
     """Runs in serve's event loop; `root` is the directory whose file system counts."""
 
-    def __init__(self, root: str, config: CacheConfig, *, cache: Keeping, streams: Streams) -> None:
+    def __init__(
+        self,
+        root: str,
+        config: CacheConfig,
+        *,
+        cache: Keeping,
+        streams: Streams,
+        measure: Callable[[str], Space] = free_space,
+    ) -> None:
         self._root = root
+        self._measure = measure
         self._config = config
         self._cache = cache
         self._streams = streams
         self._waiting = False
         self._over = False
         self._woken = anyio.Event()
-        self._due = 0.0
+        self._due = self._retry = 0.0
 
     def configure(self, config: CacheConfig) -> None:
         """Take a new configuration, at once."""
@@ -80,19 +90,15 @@ class CacheKeeper:
                 await self._woken.wait()
 
     async def _look(self) -> None:
-        space = await to_thread.run_sync(free_space, self._root)
+        space = await to_thread.run_sync(self._measure, self._root)
         least = min_free(self._config, space)
         now = anyio.current_time()
         short = must_wait(space.free, least, waiting=self._waiting)
-        if (
-            self._woken.is_set()
-            or now >= self._due
-            or (short and now >= self._due - _KEEP_SECONDS + _SHORT_SECONDS)
-        ):
+        if self._woken.is_set() or now >= self._due or (short and (not self._waiting or now >= self._retry)):
             self._woken = anyio.Event()
-            self._due = now + _KEEP_SECONDS
+            self._due, self._retry = now + _KEEP_SECONDS, now + _SHORT_SECONDS
             await self._keep(space)
-            space = await to_thread.run_sync(free_space, self._root)
+            space = await to_thread.run_sync(self._measure, self._root)
         self._hold_back(space, least)
 
     async def _keep(self, space: Space) -> None:

@@ -58,8 +58,8 @@ def size_text(count: int) -> str:
 
 
 def age_text(seconds: float) -> str:
-    """How long ago something was, in its largest unit: "3 h"."""
+    """How long ago something was, in its largest unit: "3 h ago"."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
-            return f"{int(seconds // length)} {unit}"
+            return f"{int(seconds // length)} {unit} ago"
     return "just now"

@@ -18,6 +18,8 @@ from snapshotter.cache.verify import Progress, Verdict
 
 _FAULTS_SHOWN: Final = 20
 _USERS_SHOWN: Final = 3
+_WIDTHS: Final = {"LAYER": 12, "REMOVED": 12, "TO REMOVE": 12, "SIZE": 8, "STATE": 10, "USED": 24}
+"""Columns that keep their width where the images' names are too long for the rest."""
 
 
 def print_out(what: RenderableType) -> None:
@@ -28,14 +30,13 @@ def print_out(what: RenderableType) -> None:
 def inventory_table(inventory: Inventory, layers: Sequence[CachedLayer]) -> RenderableType:
     """`cache ls`."""
     now = time.time()
-    table = _table("LAYER", "SIZE", "STATE", "LAST USED", "USED BY", "IMAGE")
+    table = _table("LAYER", "SIZE", "STATE", "USED", "IMAGE")
     for layer in layers:
         table.add_row(
             short(layer),
             size_text(layer.bytes),
             layer.state.value,
-            "in use" if layer.used_by else age_text(now - layer.last_used),
-            _counted(layer),
+            _counted(layer) if layer.used_by else age_text(now - layer.last_used),
             _images(layer),
         )
     lines = [
@@ -127,22 +128,23 @@ def _table(*columns: str) -> Table:
             no_wrap=True,
             justify="right" if column == "SIZE" else "left",
             overflow="ellipsis" if last else "fold",
-            min_width=None if last else len(column),
+            min_width=_WIDTHS.get(column),
         )
     return table
 
 
 def _counted(layer: CachedLayer) -> str:
-    """Users by kind: "2 snapshots, 1 mount"."""
+    """Users by kind: "by 2 snapshots, 1 mount"."""
     counts = Counter(user.kind.value for user in layer.used_by)
-    return ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(counts.items()))
+    return "by " + ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(counts.items()))
 
 
 def _images(layer: CachedLayer) -> str:
+    """The first image without its registry, and how many more there are."""
     if not layer.images:
         return ""
     more = f" +{len(layer.images) - 1}" if len(layer.images) > 1 else ""
-    return f"{layer.images[0]}{more}"
+    return f"{layer.images[0].rpartition('/')[2]}{more}"
 
 
 def _text(lines: Sequence[str]) -> Text:

@@ -20,7 +20,7 @@ from fetcher.errors import (
     VerificationError,
 )
 from mounter.errors import MounterError
-from snapshotter.errors import ConfigError, LayerFailed, SnapshotterError
+from snapshotter.errors import ConfigError, LayerFailed, SnapshotterError, SocketUnusable
 from snapshotter.manual.errors import (
     KeeperFailed,
     LazyImpossible,
@@ -39,6 +39,7 @@ PARTLY: Final = 20
 _CODES: Final[list[tuple[type[Exception], int]]] = [
     (InvalidReference, USAGE),
     (ConfigError, USAGE),
+    (SocketUnusable, USAGE),
     (RegistryNotFound, 3),
     (SourceNotFound, 3),
     (RegistryUnauthorized, 4),

@@ -113,6 +113,7 @@ def command(
         rw=None if rw is None else os.path.realpath(rw),
         platform=platform,
         plain_http=plain_http,
+        config=None if config_path is None else os.path.abspath(config_path),
     )
     with display(live=sys.stderr.isatty() and (wait or foreground)) as shown:
         if foreground:

@@ -69,6 +69,11 @@ class DisplayReporter:
     def __init__(self, display: PlainDisplay | LiveDisplay) -> None:
         self._display = display
 
+    @property
+    def kept(self) -> bool:
+        """See `Reporter.kept`: whoever started it is there, and sees its errors."""
+        return False
+
     def tell(self, message: Message) -> None:
         """See `Reporter.tell`."""
         self._display.show(message)

@@ -34,10 +34,14 @@ def command(root: str, address: str, config_path: str | None, log_level: str | N
 
     import anyio
 
+    from snapshotter.errors import SocketUnusable
     from snapshotter.serve import serve
 
     address = os.path.abspath(address)
-    os.makedirs(os.path.dirname(address), mode=0o700, exist_ok=True)
+    try:
+        os.makedirs(os.path.dirname(address), mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise SocketUnusable(f"its directory cannot be made: {error.strerror}", path=address) from error
     config = os.path.abspath(config_path) if config_path else None
 
     async def run() -> None:

@@ -14,6 +14,7 @@ command goes away without a word to keep the mount; at SIGTERM and SIGINT; and w
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import signal
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ import msgspec
 from anyio import CancelScope, to_thread
 from anyio.abc import TaskStatus
 
+from fetcher.credentials import docker_config_path
 from fetcher.demand import Slot
 from fetcher.errors import SourceNotFound
 from fetcher.logs import get_logger
@@ -31,12 +33,13 @@ from fetcher.manifest import Platform
 from fetcher.sources import BlobSources
 from fetcher.store import LayerStore
 from mounter.errors import MounterError
-from mounter.lowers import lazy_id, mount_lazy_lower
+from mounter.lowers import Directory, lazy_id, mount_lazy_lower
 from mounter.probe import Mode
 from mounter.swap import Overlay, View, mount_view, mounted_inside, swap_view, topmost
 from mounter.uses import Uses, release_unused
 from snapshotter.chains import lower_parts, split_chain, tree_paths
 from snapshotter.config import Config
+from snapshotter.defaults import DEFAULT_CONFIG
 from snapshotter.gates import Gate, Gates
 from snapshotter.lowers import LazyLink
 from snapshotter.manual.errors import LazyImpossible, ManualMountError
@@ -48,8 +51,9 @@ from snapshotter.manual.request import MountRequest, check_mountpoint, claim
 from snapshotter.manual.source import pick_layer, resolve_source
 from snapshotter.manual.state import ManualMounts, MountedLayer, MountKind, MountState
 from snapshotter.manual.upper import dress_upper, make_upper
-from snapshotter.manual.views import Wanted, merged, native_view, tree_view, trees_path
+from snapshotter.manual.views import Wanted, make_below, merged, native_view, tree_view, trees_path
 from snapshotter.manual.watching import MountChanges, mount_changes
+from snapshotter.reload import watch_config
 from snapshotter.streams import LayerStreams
 
 log = get_logger("layergate.manual")
@@ -72,9 +76,7 @@ class Keeper:
 
     def __init__(self, request: MountRequest, config: Config, reporter: Reporter) -> None:
         self._request = request
-        # [stream] enabled is about serve's layers: a mount that is never complete would be lazy for ever.
-        stream = msgspec.structs.replace(config.stream, enabled=True)
-        self._config = msgspec.structs.replace(config, stream=stream)
+        self._config = _streaming(config)
         self._reporter = reporter
         self._store = LayerStore(request.root)
         self._mounts = ManualMounts(request.root)
@@ -90,8 +92,9 @@ class Keeper:
     async def run(self) -> Ending:
         """Keep the mount until it is native, or until it is not wanted; then everything is undone.
 
-        So it is before any error: SnapshotterError, FetchError, MounterError, OSError, maybe in an
-        ExceptionGroup.
+        So it is before any error is raised: SnapshotterError, FetchError, MounterError, OSError, maybe in an
+        ExceptionGroup. Only where the command has left already with a mount that is up, that stays as it is
+        for `layergate umount`: no error of ours is a reason to take files away from whoever uses them.
         """
         try:
             async with anyio.create_task_group() as tasks:
@@ -101,7 +104,7 @@ class Keeper:
                 await self._keep()
                 self._end(Ending.COMPLETE)
         finally:
-            if self._ending is not Ending.COMPLETE:
+            if self._ending is not Ending.COMPLETE and not (self._ending is None and self._reporter.kept):
                 with CancelScope(shield=True):
                     await self._undo()
         assert self._ending is not None, "a task group that is left without an error was ended"
@@ -161,7 +164,13 @@ class Keeper:
             await to_thread.run_sync(self._uses.add, one.layer)
         self._change(layers=[MountedLayer(one.layer, one.digest) for one in opened])
         chain = tuple(LazyLink(one.layer) for one in reversed(opened))
-        return Wanted(chain, request.layer is not None, request.rw, self._mounts.empty)
+        wanted = Wanted(chain, request.layer is not None, request.rw, None)
+        if len(set(chain)) == 1 and not wanted.raw:
+            below = self._mounts.below(request.id)
+            tree = await to_thread.run_sync(self._store.tree, chain[0].layer)
+            await to_thread.run_sync(make_below, below, tree)
+            wanted = dataclasses.replace(wanted, below=below)
+        return wanted
 
     async def _bring(self, wanted: Wanted, incomplete: Sequence[str]) -> None:
         """From layers that are not complete to a native mount."""
@@ -174,6 +183,7 @@ class Keeper:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(streams.run)
                 tasks.start_soon(self._gates.prepare)
+                tasks.start_soon(self._follow_config, streams)
                 for layer in incomplete:
                     streams.want(layer)
                     if not streams.works_on(layer):  # another process was just in time
@@ -189,6 +199,15 @@ class Keeper:
                 await self._completed.wait()
                 await self._swap(native_view(self._store, wanted))
                 tasks.cancel_scope.cancel()
+
+    async def _follow_config(self, streams: LayerStreams) -> None:
+        """Take over limits and registry settings as the configuration file changes."""
+        credentials = docker_config_path(self._config.credentials.docker_config)
+
+        def apply(config: Config) -> None:
+            streams.configure(_streaming(config))
+
+        await watch_config(self._request.config or DEFAULT_CONFIG, [credentials], apply)
 
     async def _watch_mount(self, changes: MountChanges) -> None:
         while True:
@@ -216,11 +235,11 @@ class Keeper:
             return tree_view(self._store, wanted, gate.mode)
         if gate.mode is Mode.STUB:
             trees = tree_paths(self._store, rest, trees_path(self._store.root, gate.mode))
-            return merged(wanted, [*native, *trees], turn="lazy")
+            return merged(wanted, [*native, *trees, *wanted.lowest], turn="lazy")
         layers = [link.layer for link in rest if isinstance(link, LazyLink)]
         for layer in layers:
             await streams.ready(layer)
-        parts = lower_parts(rest)
+        parts = [*lower_parts(rest), *map(Directory, wanted.lowest)]
         await to_thread.run_sync(self._uses.add, lazy_id(parts, gate.generation))
         path = await to_thread.run_sync(mount_lazy_lower, self._store.root, parts, gate.generation)
         await self._gates.warm([layer for layer in layers if not self._store.is_complete(layer)])
@@ -311,3 +330,8 @@ class Keeper:
     def _change(self, **changes: object) -> None:
         self._state = msgspec.structs.replace(self._taken, **changes)
         self._mounts.write(self._state)
+
+
+def _streaming(config: Config) -> Config:
+    """[stream] enabled is about serve's layers: a mount that is never complete would be lazy for ever."""
+    return msgspec.structs.replace(config, stream=msgspec.structs.replace(config.stream, enabled=True))

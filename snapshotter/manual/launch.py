@@ -25,6 +25,12 @@ class SocketReporter:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self._kept = False
+
+    @property
+    def kept(self) -> bool:
+        """See `Reporter.kept`."""
+        return self._kept
 
     def tell(self, message: Message) -> None:
         """See `Reporter.tell`; a command that is stopped or gone misses it."""
@@ -34,7 +40,9 @@ class SocketReporter:
     async def abandoned(self) -> None:
         """See `Reporter.abandoned`."""
         await anyio.wait_readable(self._socket)
-        if self._socket.recv(_PACKET_LIMIT) == KEEP:
+        if _receive(self._socket) == KEEP:
+            self._kept = True
+            self._socket.close()  # which tells the command that its word was heard
             await anyio.sleep_forever()
 
 
@@ -47,13 +55,15 @@ class KeeperProcess:
 
     def messages(self) -> Iterator[Message]:
         """What it says, until it ends."""
-        while packet := self._socket.recv(_PACKET_LIMIT):
+        while packet := _receive(self._socket):
             yield decode(packet)
 
     def keep(self) -> None:
-        """Let it go on without us."""
-        with suppress(OSError):  # it has ended; what it said last is still to be read
+        """Let it go on without us; returns when it knows. What it says meanwhile is lost."""
+        with suppress(OSError):  # it has ended
             self._socket.send(KEEP, socket.MSG_NOSIGNAL)
+        while _receive(self._socket):
+            pass
 
     def abandon(self) -> None:
         """Have it undo everything; returns when it has, and ended."""
@@ -92,6 +102,14 @@ def start_keeper(run: Callable[[SocketReporter], None], log: str) -> Iterator[Ke
         raise
     finally:
         ours.close()
+
+
+def _receive(connection: socket.socket) -> bytes:
+    """The next packet; nothing if the other end is closed, maybe without having read all of ours."""
+    try:
+        return connection.recv(_PACKET_LIMIT)
+    except ConnectionResetError:
+        return b""
 
 
 def _leave_command(log: str) -> None:

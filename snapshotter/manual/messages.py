@@ -1,7 +1,7 @@
 """What a keeper and the command that started it say to each other: JSON lines over a pair of sockets.
 
     keeper -> command       Mounted, Progress, Notice, Complete, Failed
-    command -> keeper       KEEP: the mount may outlive the command
+    command -> keeper       KEEP: the mount may outlive the command; the keeper answers by closing its end
 
 The command's end closed without KEEP, because it was interrupted or killed, means that the mount is not
 wanted. Complete and Failed are the last words; then the keeper's end closes.
@@ -67,6 +67,11 @@ def decode(line: bytes) -> Message:
 
 class Reporter(Protocol):
     """The command, as its keeper sees it."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether it left word to keep the mount, and is gone."""
+        ...
 
     def tell(self, message: Message) -> None:
         """Say something; whether anybody hears it does not matter."""

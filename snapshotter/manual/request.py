@@ -25,6 +25,8 @@ class MountRequest(msgspec.Struct, frozen=True, kw_only=True):
     rw: str | None = None
     platform: str | None = None
     plain_http: bool = False
+    config: str | None = None
+    """The configuration file, where it is not the usual one."""
 
 
 def claim(mounts: ManualMounts, request: MountRequest) -> MountState:

@@ -3,7 +3,7 @@
     ROOT/mounts/<id>.json       MountState
                 <id>.log        what its keeper logged
                 lock            flock: held while a mount of ours is made, swapped or taken away
-                empty/          an empty directory, the lowest of an overlay that would have one layer only
+                <id>.below/     what lies below the only layer of a merged mount
 
 A state is written before what it tells of, by temporary name and rename. What is true is in the kernel: a
 mount is there if mountinfo has one of the ids, a keeper runs if its process id has the start time. Blocking.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -112,13 +113,10 @@ class ManualMounts:
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
         self.directory = os.path.join(self.root, "mounts")
-        self.empty = os.path.join(self.directory, "empty")
 
     def create_directories(self) -> None:
-        """Make ROOT, ROOT/mounts and its empty directory."""
+        """Make ROOT and ROOT/mounts."""
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
-        with suppress(FileExistsError):
-            os.mkdir(self.empty, 0o755)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -145,6 +143,10 @@ class ManualMounts:
         """Where the keeper of the mount with this id logs."""
         return os.path.join(self.directory, f"{name}.log")
 
+    def below(self, name: str) -> str:
+        """Where the directory is that lies below the layer of the mount with this id."""
+        return os.path.join(self.directory, f"{name}.below")
+
     def write(self, state: MountState) -> None:
         """Keep a state."""
         path = os.path.join(self.directory, f"{state.id}.json")
@@ -154,7 +156,8 @@ class ManualMounts:
         os.rename(temporary, path)
 
     def forget(self, state: MountState) -> None:
-        """Remove a state and its log."""
+        """Remove a state, and what else is here of the mount, which is unmounted."""
+        shutil.rmtree(self.below(state.id), ignore_errors=True)
         for path in (os.path.join(self.directory, f"{state.id}.json"), self.log(state.id)):
             with suppress(FileNotFoundError):
                 os.unlink(path)

@@ -12,7 +12,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fetcher.nodes import Kind
 from fetcher.store import LayerStore
+from fetcher.tree import LayerTree
 from mounter.probe import Mode
 from mounter.swap import Bind, Overlay, View
 from snapshotter.lowers import LazyLink
@@ -21,23 +23,43 @@ from snapshotter.manual.upper import work_path
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the user wants to see. `chain` is the uppermost layer first; `empty` an empty directory."""
+    """What the user wants to see; `chain` is the uppermost layer first.
+
+    `below` is a directory that lies below a merged layer which has none beneath it (`make_below`).
+    """
 
     chain: tuple[LazyLink, ...]
     alone: bool
     upper: str | None
-    empty: str
+    below: str | None
 
     @property
     def raw(self) -> bool:
         """Whether the one layer's own tree is shown; an overlay, so a writable one too, hides whiteouts."""
         return self.alone and self.upper is None
 
+    @property
+    def lowest(self) -> list[str]:
+        """What comes after the layers' own directories."""
+        return [] if self.below is None else [self.below]
+
+
+def make_below(directory: str, tree: LayerTree) -> None:
+    """Make what has to lie below the only layer of a merged tree. Raises OSError.
+
+    That is an empty directory, since overlayfs wants two at least, and in it each directory in which the
+    layer has a whiteout: only where directories are merged does overlayfs leave whiteouts out of a listing.
+    """
+    os.mkdir(directory, 0o755)
+    for path, node in tree.nodes.items():
+        if node.kind is Kind.WHITEOUT:
+            os.makedirs(os.path.join(directory, os.path.dirname(path)), exist_ok=True)
+
 
 def native_view(store: LayerStore, wanted: Wanted) -> View:
     """The view of complete layers."""
     lower = [store.fs(link.layer) for link in dict.fromkeys(wanted.chain)]
-    return Bind(lower[0]) if wanted.raw else merged(wanted, lower, turn="native")
+    return Bind(lower[0]) if wanted.raw else merged(wanted, [*lower, *wanted.lowest], turn="native")
 
 
 def tree_view(store: LayerStore, wanted: Wanted, mode: Mode) -> View:
@@ -62,7 +84,6 @@ def merged(wanted: Wanted, lower: Sequence[str], *, turn: str, lazy: bool = Fals
         work = os.path.join(work_path(wanted.upper), turn)
         options = {"upperdir": wanted.upper, "workdir": work, "index": "off", "metacopy": "off", "xino": "on"}
         return Overlay(lower, options)
-    if len(lower) > 1:
-        return Overlay(lower, {"xino": "on", "metacopy": "off"} if lazy else {"metacopy": "off"})
-    # One directory alone makes no overlay, and bound it would show its whiteouts, as a lazy lower does not.
-    return Bind(lower[0]) if lazy else Overlay([lower[0], wanted.empty], {"metacopy": "off"})
+    if len(lower) == 1:
+        return Bind(lower[0])
+    return Overlay(lower, {"xino": "on", "metacopy": "off"} if lazy else {"metacopy": "off"})

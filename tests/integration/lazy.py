@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,7 +18,7 @@ from snapshotter.containerd.labels import chain_ids
 from snapshotter.proto import snapshots_pb2 as pb
 from snapshotter.status import Status
 from snapshotter.streams import State
-from tests.integration.harness import Container, Containerd, Layergate, Throttle, mounts
+from tests.integration.harness import CommandFailed, Container, Containerd, Layergate, Throttle, mounts
 from tests.integration.node import Node
 from tests.snapshotter.snapshots_client import mounted
 from tests.trees import Entry
@@ -27,7 +27,7 @@ MARGIN: Final = 256 << 10
 """Bytes on the link that are no layer's: manifests, configs, and HTTP headers of a few hundred answers."""
 
 
-PATIENCE: Final = 90.0
+PATIENCE: Final = 30.0
 """Seconds after which what has not come about on the real image is taken never to."""
 
 
@@ -36,6 +36,14 @@ def until(look: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not look():
         assert time.monotonic() < deadline, f"in vain waited for {what}"
+        time.sleep(0.05)
+
+
+def until_none(look: Callable[[], Collection[object]], what: str) -> None:
+    """Return as soon as `look` gives nothing any more; fails with what is left, and `what`, after PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
+    while left := look():
+        assert time.monotonic() < deadline, f"in vain waited for {what}: {left} is left"
         time.sleep(0.05)
 
 
@@ -57,7 +65,26 @@ def incomplete(layergate: Layergate) -> list[str]:
 
 def until_complete(layergate: Layergate) -> None:
     """Wait until every layer is complete."""
-    until(lambda: not incomplete(layergate), "complete layers")
+    until_none(lambda: incomplete(layergate), "complete layers")
+
+
+ONE_STREAM: Final = "[stream]\nparallel_layers = 1\n"
+"""What is under way when a stream ends is lost: with one, that is little."""
+
+
+def until_half_is_here(layergate: Layergate, layout: Layout) -> None:
+    """Wait for more than half of an image's bytes, the layer with the large file whole among them.
+
+    A file comes whole or not at all, so that a stream which ends in a large one has fetched much in vain.
+    """
+    *_, uppermost = layout.layers
+
+    def look() -> bool:
+        layers = status(layergate).layers
+        top_is_here = any(one.digest == uppermost and one.state is State.COMPLETE for one in layers)
+        return top_is_here and sum(one.bytes_done for one in layers) > layout.size / 2
+
+    until(look, "half of the image")
 
 
 def until_prefetched(layergate: Layergate) -> None:
@@ -221,6 +248,20 @@ def snapshots(node: Node) -> dict[str, str]:
     return found
 
 
+def start_again(node: Node) -> None:
+    """Start `serve` again, and wait until containerd, which tries anew after a pause, has noticed."""
+    node.layergate.start()
+
+    def look() -> bool:
+        try:
+            snapshots(node)
+        except CommandFailed:
+            return False
+        return True
+
+    until(look, "containerd to be connected again")
+
+
 def lowerdirs(container: Container) -> list[str]:
     """The lower directories that the container's root is mounted on, as its mount table has them."""
     with open(f"/proc/{container.pid}/mountinfo", encoding="utf-8") as table:
@@ -260,10 +301,8 @@ def late_files(layergate: Layergate) -> list[str]:
 
 def until_released(layergate: Layergate) -> None:
     """Wait until nothing that lazy layers need is mounted or linked any more, the gate aside."""
-    until(
-        lambda: not transient_mounts(layergate) and not late_files(layergate),
-        "lazy lowers, META and LATE to be released",
-    )
+    until_none(lambda: transient_mounts(layergate), "lazy lowers and META to be released")
+    until_none(lambda: late_files(layergate), "LATE to be cleared")
 
 
 def inode_groups(root: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Mounts by hand: the command `layergate` on a root of its own, and every process and mount that comes of it."""
+"""Mounts by hand: `layergate` on a root of its own, and every process and mount that comes of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 from uuid import uuid4
+
+import msgspec
 
 from mounter.swap import mounts_on
 from snapshotter.manual.listing import ListedMount
@@ -40,6 +42,8 @@ BOTTOM: Final = [
 ]
 MIDDLE: Final = [
     dir("srv/"),
+    file("srv/small", b"beta"),
+    file("srv/gone", b"until somebody removes it"),
     file("srv/large", b"".join(number.to_bytes(4, "big") for number in range(300_000))),
     whiteout("etc/hidden"),
     dir("etc/", mode=0o755),
@@ -109,9 +113,11 @@ class ManualNode:
             unmount_below(self.directory)
 
     def configure(self, text: str) -> None:
-        """What keepers started from now on find in their configuration file."""
-        with open(self._config, "w", encoding="utf-8") as file:
+        """What keepers find in their configuration file, also those that run."""
+        temporary = f"{self._config}.new"
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
+        os.rename(temporary, self._config)
 
     def mountpoint(self, name: str = "mnt") -> str:
         """An empty directory to mount on."""
@@ -144,8 +150,6 @@ class ManualNode:
 
     def listed(self) -> list[ListedMount]:
         """What `layergate mounts --json` says."""
-        import msgspec
-
         text = self.run("mounts", "--json").output
         return msgspec.convert(json.loads(text)["mounts"], list[ListedMount])
 
@@ -175,15 +179,6 @@ class ManualNode:
                     found.append(int(entry))
         return found
 
-    def workers(self) -> list[int]:
-        """The processes that stream layers: the fork server's children."""
-        return [pid for pid in self.processes() if _parent(pid) in self._fork_servers()]
-
-    def kill_workers(self) -> None:
-        """SIGKILL to those that run now. What they miss is looked at anew by the next ones."""
-        for pid in self.workers():
-            send(pid, signal.SIGKILL)
-
     def until_no_process(self) -> None:
         """Wait until nothing that came of our commands runs."""
         eventually(lambda: not self.processes(), "the end of every process")
@@ -208,25 +203,6 @@ class ManualNode:
                         with open(os.path.join(directory, name), encoding="utf-8") as log:
                             text += f"--- {name}\n{log.read()}"
         return text
-
-    def _fork_servers(self) -> set[int]:
-        return {pid for pid in self.processes() if _is_fork_server(pid) and not _is_fork_server(_parent(pid))}
-
-
-def _is_fork_server(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-            return b"forkserver" in cmdline.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            return int(stat.read().rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 def copy_layout(source: str, target: str) -> None:

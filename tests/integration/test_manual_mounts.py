@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from mounter.swap import topmost
+from mounter.syscalls import mount, unmount
 from tests import estargz, oci
-from tests.integration.harness import Registry, Throttle
-from tests.integration.lazy import by_way_of
-from tests.integration.manual import MIDDLE, SLOW, ManualNode, small_image, write_layout
-from tests.integration.node import eventually
+from tests.estargz import dir, file
+from tests.integration import recipe
+from tests.integration.harness import Containerd, Layergate, Registry, Throttle, call
+from tests.integration.image import RealImage
+from tests.integration.lazy import by_way_of, until_complete
+from tests.integration.manual import MIDDLE, SLOW, ManualNode, copy_layout, small_image, write_layout
+from tests.integration.node import Node, eventually
 from tests.trees import difference, scan
 
 pytestmark = pytest.mark.containerd
@@ -35,9 +39,14 @@ def layout(node: ManualNode) -> str:
 
 
 def finish(node: ManualNode, mountpoint: str) -> None:
-    """Let the layers be complete, all their files being here, and wait for the swap."""
-    node.kill_workers()
+    """Let the layers come, and wait for the swap."""
+    node.configure("")
     node.until_native(mountpoint)
+
+
+def read(*parts: str) -> bytes:
+    with open(os.path.join(*parts), "rb") as file:
+        return file.read()
 
 
 class Visitor:
@@ -90,47 +99,50 @@ def test_a_mount_reads_right_while_it_streams_and_is_swapped_in_place(
     before = topmost(target)
     assert ("rw" in before.options) is writable
 
-    file, visitor = open(f"{target}/srv/large", "rb"), Visitor(f"{target}/srv")
-    with file:
+    visitor = Visitor(f"{target}/srv")
+    with ExitStack() as stack:
+        file = stack.enter_context(open(f"{target}/srv/large", "rb"))
         assert file.read(100) == LARGE[:100]
         if writable:
-            os.unlink(f"{target}/etc/empty") if os.path.exists(f"{target}/etc/empty") else None
-            written = open(f"{target}/srv/written", "w", encoding="ascii")
-            written.write("before")
-            written.flush()
+            written = stack.enter_context(open(f"{target}/srv/written", "wb", buffering=0))
+            written.write(b"before")
+            changed = stack.enter_context(open(f"{target}/srv/small", "r+b", buffering=0))
+            changed.write(b"B")
+            os.unlink(f"{target}/srv/gone")
             os.chmod(f"{target}/srv/large", 0o600)
         shown = scan(target)
         assert shown["srv/large"].size == len(LARGE)
-        assert ("etc/hidden" in shown) is (layer and not writable) or number == "1"
+        assert ("srv/gone" in shown) is not writable
+        assert ("etc/hidden" in shown) is (layer and not writable), "a whiteout shows where it is one"
         assert topmost(target) == before, "it is read while it streams"
 
         finish(node, target)
-        assert [mount.id for mount in [topmost(target)]] == node.mount_ids(target)
         native = topmost(target)
-        assert native.id != before.id
-        plain = f"{node.root}/layers/"
-        assert plain in ",".join((native.root, *native.super_options))
+        assert node.mount_ids(target) == [native.id] != [before.id]
+        assert "/layers/" in ",".join((native.root, *native.super_options)), "no gate, no lazy lower"
         assert difference(shown, scan(target)) == []
 
         assert file.read() == LARGE[100:]
-        assert visitor.ask("head -c 4 large | od -An -tx1 && cd .. && cat srv/../srv/large | wc -c").strip()
+        assert visitor.ask("cat small && cat ../srv/small") == ("BetaBeta" if writable else "betabeta")
         if writable:
-            written.write(" and after")
-            written.close()
-            visitor.ask("echo by a visitor > srv/visited")
-            assert open(f"{target}/srv/written", encoding="ascii").read() == "before and after"
-            assert open(f"{upper}/srv/visited", encoding="ascii").read() == "by a visitor\n"
+            written.write(b" and after")
+            changed.write(b"E")
+            visitor.ask("printf visited > new")
     visitor.leave()
     node.until_no_process()
-    assert scan(target)["srv/large"] == shown["srv/large"]
-
+    if writable:
+        for tree in (target, upper):
+            assert read(tree, "srv/written") == b"before and after"
+            assert read(tree, "srv/small") == b"BEta"
+            assert read(tree, "srv/new") == b"visited"
+            assert read(tree, "srv/large") == LARGE
     node.run("umount", target)
     assert node.nothing_is_mounted()
     assert node.listed() == []
     assert os.listdir(target) == []
-    assert sorted(name for name in os.listdir(node.directory) if name.startswith(".")) == []
+    assert [name for name in os.listdir(node.directory) if name.startswith(".")] == []
     if writable:
-        assert open(f"{upper}/srv/written", encoding="ascii").read() == "before and after"
+        assert read(upper, "srv/written") == b"before and after"
 
 
 def test_a_layer_alone_shows_whiteouts_and_opaque_directories_as_they_are(
@@ -150,27 +162,28 @@ def test_a_layer_alone_shows_whiteouts_and_opaque_directories_as_they_are(
                 scan(target)
                 finish(node, target)
         node.run("umount", target)
+        node.configure(SLOW)
 
 
 def test_other_users_may_read_no_more_of_a_lazy_layer_than_of_a_native_one(
     node: ManualNode, layout: str
 ) -> None:
     target = node.mountpoint()
-    for directory in (node.directory, target):
-        os.chmod(directory, 0o755)
     node.run("mount", "--layer", "1", layout, target)
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat"]
     for state in ("lazy", "native"):
         assert node.state(target).state == state
-        assert (
-            subprocess.run([*nobody, f"{target}/usr/suid"], check=True, capture_output=True).stdout == b"#!"
-        )
-        refused = subprocess.run([*nobody, f"{target}/etc/passwd"], check=False, capture_output=True)
+        assert as_nobody(target, "usr/suid").stdout == b"#!"
+        refused = as_nobody(target, "etc/passwd")
+        assert (refused.returncode, refused.stdout) == (1, b"")
         assert b"Permission denied" in refused.stderr
         if state == "lazy":
-            scan(target)
             finish(node, target)
-    node.run("umount", target)
+
+
+def as_nobody(directory: str, path: str) -> subprocess.CompletedProcess[bytes]:
+    """Another user reads a file; he is in the directory already, whatever the way to it forbids."""
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", path]
+    return subprocess.run(command, cwd=directory, check=False, capture_output=True)
 
 
 def test_wait_returns_when_the_mount_is_native(
@@ -187,30 +200,24 @@ def test_wait_returns_when_the_mount_is_native(
     throttle.rate = 0
     output, errors = waiting.communicate(timeout=100)
     assert (waiting.returncode, output) == (0, f"{target}: mounted, complete\n"), errors
-    assert node.processes() == []
     assert node.state(target).state == "native"
-    assert open(f"{target}/srv/large", "rb").read() == LARGE
+    node.until_no_process()
+    assert read(target, "srv/large") == LARGE
 
 
-def test_what_is_here_already_is_mounted_natively_at_once(node: ManualNode, layout: str) -> None:
+def test_what_is_here_already_is_mounted_natively_at_once_and_not_fetched(
+    node: ManualNode, registry: Registry, throttle: Throttle
+) -> None:
     node.configure("")
+    reference = by_way_of(throttle, oci.push(registry.host, "manual/small", small_image()))
     target = node.mountpoint()
-    node.run("mount", "--wait", layout, target)
+    node.run("mount", "--plain-http", "--wait", reference, target)
     shown = scan(target)
     node.run("umount", target)
-    os.rename(layout.split(":")[1] + "/blobs", f"{node.directory}/away")
-    os.makedirs(layout.split(":")[1] + "/blobs/sha256")
-    image = small_image()
-    for name, data in {image.digest: image.manifest}.items():
-        with open(f"{layout.split(':')[1]}/blobs/{name.replace(':', '/')}", "wb") as blob:
-            blob.write(data)
-    node.run("mount", layout, target, code=3)  # a layout that lacks its layers is no source
-
-    os.rename(f"{node.directory}/away/sha256", f"{node.directory}/sha256")
-    os.rmdir(f"{node.directory}/away")
-    for name in os.listdir(f"{node.directory}/sha256"):
-        os.replace(f"{node.directory}/sha256/{name}", f"{layout.split(':')[1]}/blobs/sha256/{name}")
-    assert node.run("mount", layout, target).output == f"{target}: mounted, 3 layers, complete\n"
+    fetched = throttle.bytes
+    said = node.run("mount", "--plain-http", reference, target).output
+    assert said == f"{target}: mounted, 3 layers, complete\n"
+    assert throttle.bytes - fetched < 20_000, "the manifest and no layer"
     assert difference(shown, scan(target)) == []
     node.until_no_process()
 
@@ -234,3 +241,113 @@ def test_two_mounts_of_one_image_fetch_each_layer_once(
     assert difference(scan(one), scan(other)) == []
     node.run("umount", one, other)
     assert node.nothing_is_mounted()
+
+
+def test_layers_are_shared_with_serve_in_both_directions(
+    node: ManualNode, registry: Registry, throttle: Throttle
+) -> None:
+    node.configure("")
+    images = [
+        oci.image([estargz.build([dir("srv/"), file("srv/own", name)]), *small_image().layers])
+        for name in (b"pulled", b"mounted")
+    ]
+    pulled, mounted = (
+        by_way_of(throttle, oci.push(registry.host, f"manual/{name}", image))
+        for name, image in zip(("pulled", "mounted"), images, strict=True)
+    )
+    size = sum(len(layer.blob) for layer in images[0].layers)
+    target = node.mountpoint()
+    with (
+        Layergate(node.directory) as serving,
+        Containerd(f"{node.directory}/containerd", snapshotters={"layergate": serving.socket}) as containerd,
+    ):
+        serving.pull(containerd, pulled)
+        until_complete(serving)
+        fetched = throttle.bytes
+        assert fetched >= size
+        node.run("mount", "--plain-http", "--wait", mounted, target)
+        assert throttle.bytes - fetched < size / 4, "its lowest layer alone"
+        assert read(target, "srv/own") == b"mounted"
+
+        fetched = throttle.bytes
+        serving.pull(containerd, mounted)
+        with Node(node.directory, serving, containerd, "layergate").mounted(images[1]) as other:
+            assert read(other, "srv/own") == b"mounted"
+            assert read(other, "srv/large") == LARGE
+        assert throttle.bytes - fetched < 50_000, "the manifest and the config"
+        node.run("umount", target)
+
+
+def test_a_retired_mounter_ends_though_a_program_stays_in_what_was_swapped_away(
+    node: ManualNode, layout: str
+) -> None:
+    target = node.mountpoint()
+    node.run("mount", layout, target)
+    visitor = Visitor(f"{target}/usr")
+    with open(f"{target}/usr/file7", "rb") as file:
+        assert file.read(1) == b"\7"
+        finish(node, target)
+        node.until_no_process()
+        assert visitor.ask("cat file8 | wc -c") == "2008", "opened for the first time after the end"
+        assert len(file.read()) == 2006
+    visitor.leave()
+
+
+def test_a_large_file_that_is_read_through_fuse_is_read_on_after_the_swap(
+    node: ManualNode, layout: str
+) -> None:
+    node.configure(f"{SLOW}[mounter]\nlarge_file_seconds = 0.0001\n")
+    target = node.mountpoint()
+    node.run("mount", layout, target)
+    with open(f"{target}/srv/large", "rb") as file:
+        assert file.read(100) == LARGE[:100]
+        finish(node, target)
+        assert file.read() == LARGE[100:]
+        assert node.processes(), "the mounter stays for it"
+    node.until_no_process()
+    assert read(target, "srv/large") == LARGE
+
+
+@pytest.mark.parametrize("layer", [False, True], ids=["image", "layer"])
+def test_where_there_are_no_data_only_layers_trees_are_shown_and_swapped(
+    node: ManualNode, layout: str, layer: bool
+) -> None:
+    node.configure(f'{SLOW}[lazy]\nmode = "stub"\n')
+    target = node.mountpoint()
+    node.run("mount", *(["--layer", "2"] if layer else []), layout, target)
+    shown = scan(target)
+    assert node.state(target).state == "lazy"
+    finish(node, target)
+    assert difference(shown, scan(target)) == []
+    node.until_no_process()
+
+
+def test_the_swap_waits_for_what_is_mounted_inside(node: ManualNode, layout: str) -> None:
+    target, upper = node.mountpoint(), f"{node.directory}/upper"
+    node.run("mount", "--rw", upper, layout, target)
+    before = topmost(target)
+    inside = f"{target}/usr/share"
+    mount("tmpfs", inside, "tmpfs")
+    node.configure("")
+    eventually(lambda: node.state(target).waiting == inside, "the obstacle")
+    assert (node.state(target).state, topmost(target)) == ("lazy", before)
+    unmount(inside)
+    node.until_native(target)
+    assert read(target, "usr/share/new") == b"the only one"
+    node.until_no_process()
+
+
+def test_an_image_by_skopeo_is_mounted_without_a_network_and_runs(node: ManualNode, image: RealImage) -> None:
+    node.configure("")
+    layout = f"{node.directory}/copied"
+    copy_layout(f"{image.optimized}:optimized", f"{layout}:latest")
+    target, upper = node.mountpoint(), f"{node.directory}/upper"
+    said = node.run("mount", "--rw", upper, f"oci:{layout}", target, prefix=["unshare", "--net"]).output
+    assert said.startswith(f"{target}: mounted, 4 layers")
+    program = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "chroot", target, *recipe.COMMAND]
+    assert call(program) == recipe.OUTPUT
+    shown = scan(target, contents=False)
+    node.until_native(target)
+    assert difference(shown, scan(target, contents=False), without=["root", "proc", "tmp"]) == []
+    assert call(program) == recipe.OUTPUT
+    node.until_no_process()

@@ -65,9 +65,9 @@ def test_texts() -> None:
     assert [age_text(seconds) for seconds in (-5, 59, 60, 7300, 200_000)] == [
         "just now",
         "just now",
-        "1 min",
-        "2 h",
-        "2 d",
+        "1 min ago",
+        "2 h ago",
+        "2 d ago",
     ]
 
 

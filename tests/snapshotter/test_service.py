@@ -44,7 +44,7 @@ class FakeLowers(NoLowers):
         self.opening_may_end.set()
         self.problem: Exception | None = None
 
-    async def open_layer(self, labels: Mapping[str, str]) -> str | None:
+    async def open_layer(self, labels: Mapping[str, str], below: Sequence[Link]) -> str | None:
         layer = labels.get("layer")
         self.opened.append(layer or "")
         await anyio.to_thread.run_sync(self.opening_may_end.wait)

@@ -15,6 +15,7 @@ from fetcher.opening import open_layer
 from fetcher.progress import Field
 from fetcher.store import FileSource, LayerStore
 from mounter.meta import meta_path, metas, release_meta
+from mounter.uses import unused
 from snapshotter.config import Config, StreamConfig
 from snapshotter.errors import Unavailable
 from snapshotter.streams import LayerStreams, State
@@ -185,3 +186,64 @@ async def test_after_a_power_loss_a_file_with_other_content_is_fetched_again(nod
         await _until(lambda: node.completed == [layer])
     assert (fs / "usr/file3").read_bytes() == bytes([3]) * 3000
     assert (fs / "usr/file4").stat().st_ino == kept
+
+
+async def test_paused_streams_bring_only_what_is_waited_for(node: _Node) -> None:
+    layer = await node.open(build(_entries()), "image")
+    fs = Path(node.store.fs(layer))
+    async with node.streams() as streams:
+        streams.pause()
+        await streams.ready(layer)
+        await _until(lambda: (fs / "usr/first").exists())
+        await _until(lambda: streams.state(layer)[0] is State.STUB)
+        assert not (fs / "usr/file3").exists()
+        streams.resume()
+        await _until(lambda: node.completed == [layer])
+
+
+async def test_a_running_stream_is_paused_and_goes_on_where_it_was(node: _Node) -> None:
+    node.config = Config(stream=StreamConfig(bytes_per_second=1, parallel_layers=1))
+    layer = await node.open(build(_entries(250)), "image")
+    async with node.streams() as streams:
+        await streams.ready(layer)
+        await _until(lambda: node.store.progress(layer)[Field.STOP] != 0)
+        streams.pause()
+        await _until(lambda: streams.state(layer)[0] is State.STUB)
+        assert streams.works_on(layer)
+        assert not node.store.is_complete(layer)
+        streams.configure(Config())
+        await anyio.wait_all_tasks_blocked()
+        assert streams.state(layer)[0] is State.STUB, "another configuration does not make room"
+        streams.resume()
+        await _until(lambda: node.completed == [layer])
+
+
+async def test_resuming_tries_again_at_once_what_failed(node: _Node) -> None:
+    layer = await node.open(build(_entries()), "image")
+    blob = node.blobs / "image"
+    blob.rename(node.blobs / "elsewhere")
+    async with node.streams() as streams:
+        await streams.ready(layer)
+        await _until(lambda: streams.state(layer)[0] is State.FAILED)
+        (node.blobs / "elsewhere").rename(blob)
+        streams.resume()
+        await _until(lambda: node.completed == [layer])
+
+
+async def test_a_dropped_layer_is_worked_on_by_nobody(node: _Node) -> None:
+    node.config = Config(stream=StreamConfig(bytes_per_second=1, parallel_layers=1))
+    layers = [await node.open(build(_entries(count)), f"image{count}") for count in (200, 250)]
+    async with node.streams() as streams:
+        for layer in layers:
+            await streams.ready(layer)
+        await streams.drop([layers[0], "a" * 20])
+        assert not streams.works_on(layers[0])
+        assert streams.works_on(layers[1])
+        with unused(node.store.root, layers[0]) as free:
+            assert free
+        with unused(node.store.root, layers[1]) as free:
+            assert not free
+        streams.keep_only([])
+        await streams.drop([layers[1]])
+        with unused(node.store.root, layers[1]) as free:
+            assert free
