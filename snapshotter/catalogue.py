@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from snapshotter.directories import Directories
 from snapshotter.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from snapshotter.lowers import LazyLink, Link, OrdinaryLink
-from snapshotter.metadata import Kind, Metadata, Snapshot, Usage
+from snapshotter.metadata import Ancestor, Kind, Metadata, Snapshot, Usage
 
 PAGE = 100
 """Snapshots read, and sent, at a time."""
@@ -203,7 +203,7 @@ class Catalogue:
         return found
 
 
-def _link(snapshot: Snapshot, directories: Directories) -> Link:
+def _link(snapshot: Snapshot | Ancestor, directories: Directories) -> Link:
     """A committed snapshot as part of a chain."""
     if snapshot.layer is None:
         return OrdinaryLink(directories.fs(snapshot.id))

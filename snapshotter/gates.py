@@ -94,6 +94,11 @@ class Gates:
     async def current(self) -> Gate:
         """The gate, mounted; starts the mounter if none runs. Raises Unavailable."""
         async with self._lock:
+            if self._mounter is not None:
+                try:  # it may have died since `run` looked after it, and its gate with it
+                    await self._take(self._mounter)
+                except MounterError as error:
+                    self._lose(error)
             if self._gate is None or self._mounter is None:
                 await self._start()
             assert self._gate is not None
@@ -148,8 +153,7 @@ class Gates:
                         await to_thread.run_sync(self._mounter.configure, self._settings)
                     await self._take(self._mounter)
                 except MounterError as error:
-                    log.error("mounter_lost", error=str(error))
-                    self._mounter = self._gate = None
+                    self._lose(error)
                     try:
                         await self._start()
                     except Unavailable as unavailable:
@@ -165,6 +169,10 @@ class Gates:
             )
         except MounterError as error:
             raise Unavailable(f"the mounter cannot be started: {error}") from error
+
+    def _lose(self, error: MounterError) -> None:
+        log.error("mounter_lost", error=str(error))
+        self._mounter = self._gate = None
 
     async def _use(self) -> None:
         if GATE not in self._uses:

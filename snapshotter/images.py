@@ -62,7 +62,7 @@ class Images:
         if wanted.toc_digest is not None:
             layer = layer_key(wanted.digest, wanted.toc_digest)
             if await to_thread.run_sync(self._store.exists, layer):
-                await to_thread.run_sync(self._add_source, layer, wanted.reference)
+                await to_thread.run_sync(self._add_source, layer, RegistrySource(wanted.reference))
                 return layer
         opening = self._openings.get((wanted.digest, wanted.toc_digest))
         if opening is None:
@@ -81,10 +81,19 @@ class Images:
         image = await self._manifest(source, manifest_digest, platform)
         return self._start_all(source, image)
 
-    def _add_source(self, layer: str, reference: str) -> None:
+    def _add_source(self, layer: str, source: RegistrySource) -> None:
         """Remember that the layer is in this image too; how its registry is spoken to, if known, stays."""
-        if reference not in (source.reference for source in _registry_sources(self._store.record(layer))):
-            self._store.add_sources(layer, [RegistrySource(reference)], [reference])
+        known = (one.reference for one in _registry_sources(self._store.record(layer)))
+        if source.reference not in known:
+            self._store.add_sources(layer, [source], [source.reference])
+
+    async def _is_in_this_too(self, source: RegistrySource, digest: str, layer: str) -> None:
+        """Keep another source of a layer that is here; containerd may never ask for it by that image."""
+        async with self.openings.opening(digest):
+            try:
+                await to_thread.run_sync(self._add_source, layer, source)
+            except FetchError as error:  # it is here all the same
+                log.warning("source_not_kept", layer=layer, image=source.reference, error=str(error))
 
     async def _open_image(self, wanted: RemoteLayer) -> int | None:
         """Begin opening the image that `wanted` belongs to; the layer's size, None if that is not known."""
@@ -103,10 +112,13 @@ class Images:
         return None
 
     def _start_all(self, source: RegistrySource, image: ResolvedImage) -> int:
-        """Begin opening each layer that has a TOC and is not here; how many have one."""
+        """Begin opening each layer that has a TOC, or note where else it is; how many have one."""
         lazy = [(layer, layer.toc_digest) for layer in image.layers if layer.toc_digest is not None]
         for layer, toc_digest in lazy:
-            if not self._store.exists(layer_key(layer.digest, toc_digest)):
+            key = layer_key(layer.digest, toc_digest)
+            if self._store.exists(key):
+                self._tasks.start_soon(self._is_in_this_too, source, layer.digest, key)
+            else:
                 self._start(source, layer.digest, toc_digest, layer.size)
         return len(lazy)
 
@@ -170,7 +182,7 @@ class Images:
                 seconds=round(anyio.current_time() - begun, 3),
             )
         except NotEstargz as error:
-            # With the digest of a table of contents the image promised one: its layer is damaged, or the answer.
+            # With the digest of a table of contents the image promised one: something is damaged.
             say = log.info if toc_digest is None else log.warning
             say("layer_not_estargz", digest=digest, image=image, reason=str(error))
             opening.failure = error

@@ -24,6 +24,8 @@ from snapshotter.lowers import LazyLink, Link
 
 _IMPLIED = (0o755, 0, 0, False)
 """Mode, owner, group, and whether there are xattrs."""
+_FOLLOWED = (0o777, 0, 0, False)
+"""A symlink: nothing that a directory by itself could look like."""
 
 
 def why_unfit(store: LayerStore, layer: str, below: Sequence[Link]) -> str | None:
@@ -56,7 +58,8 @@ def _attributes(
 ) -> tuple[int, int, int, bool] | None:
     """A directory's attributes in one layer; None if the layer says nothing of the path.
 
-    What is no directory is replaced as a whole, so it counts as one of the default attributes.
+    What is no directory is replaced as a whole, so it counts as one of the default attributes; but an
+    unpacker follows a symlink, which is not looked into here.
     """
     if isinstance(link, LazyLink):
         if link.layer not in trees:
@@ -65,7 +68,7 @@ def _attributes(
         if node is None:
             return None
         if node.kind is not Kind.DIRECTORY:
-            return _IMPLIED
+            return _FOLLOWED if node.kind is Kind.SYMLINK else _IMPLIED
         return node.mode, node.uid, node.gid, bool(node.xattrs)
     full = os.path.join(link.path, path)
     try:
@@ -73,6 +76,6 @@ def _attributes(
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not stat.S_ISDIR(status.st_mode):
-        return _IMPLIED
+        return _FOLLOWED if stat.S_ISLNK(status.st_mode) else _IMPLIED
     xattrs = any(not name.startswith("trusted.overlay.") for name in os.listxattr(full))
     return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, xattrs

@@ -31,7 +31,8 @@ from fetcher.store import LayerStore
 from mounter.uses import Uses
 from snapshotter.config import Config
 from snapshotter.errors import LayerFailed, Unavailable
-from snapshotter.worker import Failed, Prefetched, Report, Task
+from snapshotter.places import Place, Preparing
+from snapshotter.worker import Continue, Failed, Prefetched, Report, Task
 from snapshotter.workers import Worker, start_fork_server
 
 log = get_logger("layergate.streams")
@@ -113,9 +114,10 @@ class LayerStreams:
         self._running: dict[int, _Job] = {}
         """By identity: a job that is not wanted any more takes a moment to end."""
         self._paused = False
+        self._min_free = 0
         self._prepare = anyio.Semaphore(_PREPARE_PLACES)
         self._stream = anyio.Semaphore(config.stream.parallel_layers)
-        self._preparing = _Preparing(Demand(store.root), slot)
+        self._preparing = Preparing(Demand(store.root), slot)
         self._changed = anyio.Event()
         self._tasks: TaskGroup | None = None
 
@@ -133,9 +135,13 @@ class LayerStreams:
         """Take a new configuration; running streams get the new rate at once."""
         self._config = config
         self._wake()
-        for job in self._jobs.values():
-            if job.worker is not None:
-                job.worker.change_rate(self._rate())
+        self._pass_on_limits()
+
+    def keep_free(self, count: int) -> None:
+        """Have streams wait by themselves while less than `count` bytes are free on the disk."""
+        if count != self._min_free:
+            self._min_free = count
+            self._pass_on_limits()
 
     def pause(self) -> None:
         """Stream nothing until `resume`; META and prefetch ranges, for which containers wait, still come."""
@@ -255,8 +261,8 @@ class LayerStreams:
 
     async def _attempt(self, job: _Job) -> Report:
         """One try, prepare and then stream; the worker's last report."""
-        prepare = _Place(self._prepare, self._preparing)
-        stream = _Place(self._stream)
+        prepare = Place(self._prepare, self._preparing)
+        stream = Place(self._stream)
         try:
             await prepare.take()
             async with self._worker(job) as worker:
@@ -291,7 +297,7 @@ class LayerStreams:
         if self._may_stream():
             try:
                 with anyio.CancelScope() as job.streaming:
-                    return await worker.stream(self._rate())
+                    return await worker.stream(self._limits())
             finally:
                 job.streaming = None
         return None
@@ -329,6 +335,14 @@ class LayerStreams:
         self._changed.set()
         self._changed = anyio.Event()
 
+    def _pass_on_limits(self) -> None:
+        for job in self._jobs.values():
+            if job.worker is not None:
+                job.worker.change(self._limits())
+
+    def _limits(self) -> Continue:
+        return Continue(self._rate(), self._min_free)
+
     def _rate(self) -> int:
         """Each stream's share of the configured rate, bytes a second; 0 means no limit."""
         limit = self._config.stream.bytes_per_second
@@ -343,58 +357,3 @@ def _layer_failed(job: _Job) -> LayerFailed:
     if job.failure is None:
         return LayerFailed(f"layer {job.layer}: it is not wanted any more", kind="")
     return LayerFailed(f"layer {job.layer}: {job.failure.message}", kind=job.failure.kind)
-
-
-class _Preparing:
-    """How many layers a container may be waiting for; the demand flag follows it."""
-
-    def __init__(self, demand: Demand, slot: Slot) -> None:
-        self._demand = demand
-        self._slot = slot
-        self.count = 0
-
-    def enter(self) -> None:
-        self.count += 1
-        self.refresh()
-
-    def leave(self) -> None:
-        self.count -= 1
-        if not self.count:
-            self._demand.clear(self._slot)
-
-    def refresh(self) -> None:
-        if self.count:
-            self._demand.mark(self._slot)
-
-
-class _Place:
-    """One unit of a semaphore, released once however often it is asked to be."""
-
-    def __init__(self, semaphore: anyio.Semaphore, preparing: _Preparing | None = None) -> None:
-        self._semaphore = semaphore
-        self._preparing = preparing
-        self._held = False
-
-    async def take(self) -> None:
-        await self._semaphore.acquire()
-        self._taken()
-
-    def take_now(self) -> bool:
-        try:
-            self._semaphore.acquire_nowait()
-        except anyio.WouldBlock:
-            return False
-        self._taken()
-        return True
-
-    def _taken(self) -> None:
-        self._held = True
-        if self._preparing is not None:
-            self._preparing.enter()
-
-    def release(self) -> None:
-        if self._held:
-            self._held = False
-            self._semaphore.release()
-            if self._preparing is not None:
-                self._preparing.leave()

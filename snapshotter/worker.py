@@ -47,7 +47,9 @@ _RECEIVE_BUFFER = 1 << 20
 """Bytes of socket buffer a background stream may fill while it yields to foreground work."""
 _YIELD_SECONDS = 0.004
 _LISTEN_SECONDS = 0.25
-"""How long an order may wait while the rate holds a stream back."""
+"""How long an order may wait while rate or disk hold a stream back."""
+_MEASURE_BYTES = 2 << 20
+"""Compressed bytes between two looks at the disk."""
 _WAIT_SECONDS = 0.05
 _LONGEST_YIELD_SECONDS = 5.0
 """So that endless foreground work cannot starve a stream."""
@@ -91,9 +93,13 @@ Report = Sound | Ready | Prefetched | Complete | Failed
 
 
 class Continue(msgspec.Struct, frozen=True):
-    """Stream the rest, at no more than `bytes_per_second` (0: no limit). Sent again when that changes."""
+    """Stream the rest, at no more than `bytes_per_second` (0: no limit). Sent again when that changes.
+
+    While less than `min_free` bytes are free on the disk, the stream waits.
+    """
 
     bytes_per_second: int = 0
+    min_free: int = 0
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -139,6 +145,8 @@ class _Worker:
         self._prefetched = False
         self._streaming = False
         self._rate = 0
+        self._min_free = 0
+        self._unmeasured = 0
         self._started = 0.0
         self._sent = 0
 
@@ -219,6 +227,7 @@ class _Worker:
                     self._obey()
                 await _yield_to(demand)
                 await self._keep_to_rate(count)
+                await self._wait_for_room(count)
 
             _count(plain, progress)
             await self._stream(sources, plain, progress, Field.FETCHED_BACKGROUND, 0, plain.tree.end, pause)
@@ -262,7 +271,18 @@ class _Worker:
             raise _Stopped
         self._streaming = True
         self._rate = order.bytes_per_second
+        self._min_free = order.min_free
         self._started, self._sent = time.monotonic(), 0
+
+    async def _wait_for_room(self, count: int) -> None:
+        """serve looks at the disk once a second, in which a fast stream could fill it."""
+        self._unmeasured += count
+        if self._unmeasured >= _MEASURE_BYTES:
+            self._unmeasured = 0
+            while _free_bytes(self._task.root) < self._min_free:
+                await anyio.sleep(_LISTEN_SECONDS)
+                while self._pipe.poll():
+                    self._obey()
 
     async def _keep_to_rate(self, count: int) -> None:
         self._sent += count
@@ -298,3 +318,8 @@ def _count(plain: PlainLayer, progress: Progress) -> None:
         for member in plain.tree.members
         if all(id(node) in here for node, _ in member.pieces)
     )
+
+
+def _free_bytes(path: str) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize

@@ -95,16 +95,16 @@ class Worker:
             report = await self._receive() if not self._task.meta_only else report
         return report
 
-    async def stream(self, bytes_per_second: int) -> Report:
+    async def stream(self, order: Continue) -> Report:
         """Let it stream the rest; its last report."""
         self._streaming = True
-        self._send(Continue(bytes_per_second))
+        self._send(order)
         return await self._receive()
 
-    def change_rate(self, bytes_per_second: int) -> None:
-        """Tell a streaming worker its new limit."""
+    def change(self, order: Continue) -> None:
+        """Tell a streaming worker its new limits."""
         if self._streaming:
-            self._send(Continue(bytes_per_second))
+            self._send(order)
 
     def _send(self, order: Order) -> None:
         # A worker that has died is seen by _receive.

@@ -39,6 +39,10 @@ class Keeping(Protocol):
 class Streams(Protocol):
     """What the keeper asks of the streams."""
 
+    def keep_free(self, count: int) -> None:
+        """Have streams wait by themselves while less than `count` bytes are free."""
+        ...
+
     def pause(self) -> None:
         """Stream nothing until `resume`."""
         ...
@@ -92,6 +96,7 @@ class CacheKeeper:
     async def _look(self) -> None:
         space = await to_thread.run_sync(self._measure, self._root)
         least = min_free(self._config, space)
+        self._streams.keep_free(least)
         now = anyio.current_time()
         short = must_wait(space.free, least, waiting=self._waiting)
         if self._woken.is_set() or now >= self._due or (short and (not self._waiting or now >= self._retry)):

@@ -44,11 +44,11 @@ from snapshotter.gates import Gate, Gates
 from snapshotter.lowers import LazyLink
 from snapshotter.manual.errors import LazyImpossible, ManualMountError
 from snapshotter.manual.messages import Complete, Mounted, Notice, Reporter
-from snapshotter.manual.opening import open_layers
+from snapshotter.manual.opening import OpenedLayer, open_layers
 from snapshotter.manual.progress import report_progress
 from snapshotter.manual.release import forget_gone, remove_files, unmount_ours
 from snapshotter.manual.request import MountRequest, check_mountpoint, claim
-from snapshotter.manual.source import pick_layer, resolve_source
+from snapshotter.manual.source import SourceImage, pick_layer, resolve_source
 from snapshotter.manual.state import ManualMounts, MountedLayer, MountKind, MountState
 from snapshotter.manual.upper import dress_upper, make_upper
 from snapshotter.manual.views import Wanted, make_below, merged, native_view, tree_view, trees_path
@@ -157,11 +157,7 @@ class Keeper:
                 image = pick_layer(image, request.layer)
             if not image.layers:
                 raise SourceNotFound(f"{image.name} has no layers")
-            opened = await open_layers(
-                self._store, image, allow_unverified_toc=self._config.lazy.allow_unverified_toc
-            )
-        for one in opened:
-            await to_thread.run_sync(self._uses.add, one.layer)
+            opened = await self._open_layers(image)
         self._change(layers=[MountedLayer(one.layer, one.digest) for one in opened])
         chain = tuple(LazyLink(one.layer) for one in reversed(opened))
         wanted = Wanted(chain, request.layer is not None, request.rw, None)
@@ -171,6 +167,17 @@ class Keeper:
             await to_thread.run_sync(make_below, below, tree)
             wanted = dataclasses.replace(wanted, below=below)
         return wanted
+
+    async def _open_layers(self, image: SourceImage) -> list[OpenedLayer]:
+        """The layers, opened and in use: from here on no cleaning of the cache takes them away."""
+        while True:
+            opened = await open_layers(
+                self._store, image, allow_unverified_toc=self._config.lazy.allow_unverified_toc
+            )
+            for one in opened:
+                await to_thread.run_sync(self._uses.add, one.layer)
+            if all(self._store.exists(one.layer) for one in opened):
+                return opened
 
     async def _bring(self, wanted: Wanted, incomplete: Sequence[str]) -> None:
         """From layers that are not complete to a native mount."""
@@ -309,8 +316,9 @@ class Keeper:
             await to_thread.run_sync(self._unmount, state)
         await self._let_go()
         if state is not None:
-            unwanted = state.kind is MountKind.STARTING or self._ending is Ending.INTERRUPTED
-            await to_thread.run_sync(partial(remove_files, self._mounts, state, unwanted=unwanted))
+            await to_thread.run_sync(
+                partial(remove_files, self._mounts, state, unwanted=not self._reporter.kept)
+            )
 
     def _unmount(self, state: MountState) -> None:
         try:

@@ -27,7 +27,7 @@ MARGIN: Final = 256 << 10
 """Bytes on the link that are no layer's: manifests, configs, and HTTP headers of a few hundred answers."""
 
 
-PATIENCE: Final = 30.0
+PATIENCE: Final = 90.0
 """Seconds after which what has not come about on the real image is taken never to."""
 
 
@@ -40,7 +40,7 @@ def until(look: Callable[[], object], what: str) -> None:
 
 
 def until_none(look: Callable[[], Collection[object]], what: str) -> None:
-    """Return as soon as `look` gives nothing any more; fails with what is left, and `what`, after PATIENCE."""
+    """Return as soon as `look` gives nothing any more; fails with what is left after PATIENCE."""
     deadline = time.monotonic() + PATIENCE
     while left := look():
         assert time.monotonic() < deadline, f"in vain waited for {what}: {left} is left"
@@ -70,6 +70,10 @@ def until_complete(layergate: Layergate) -> None:
 
 ONE_STREAM: Final = "[stream]\nparallel_layers = 1\n"
 """What is under way when a stream ends is lost: with one, that is little."""
+
+
+NATIVE: Final = "[mounter]\nlarge_file_seconds = 3600\nwait_seconds = 60\n"
+"""Every file is waited for, so that none is read through FUSE, where it would need the mounter for good."""
 
 
 def until_half_is_here(layergate: Layergate, layout: Layout) -> None:

@@ -208,3 +208,32 @@ class ManualNode:
 def copy_layout(source: str, target: str) -> None:
     """Copy an image between layouts by skopeo, unchanged."""
     call(["skopeo", "copy", "--quiet", "--preserve-digests", f"oci:{source}", f"oci:{target}"])
+
+
+def read(*parts: str) -> bytes:
+    """What is in a file."""
+    with open(os.path.join(*parts), "rb") as file:
+        return file.read()
+
+
+class Visitor:
+    """A shell whose working directory is in a mount."""
+
+    def __init__(self, directory: str) -> None:
+        self._shell = subprocess.Popen(
+            ["/bin/sh"], cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, command: str) -> str:
+        """The line that a command prints."""
+        assert self._shell.stdin is not None
+        assert self._shell.stdout is not None
+        self._shell.stdin.write(f'echo "$({command})"\n')
+        self._shell.stdin.flush()
+        return self._shell.stdout.readline().rstrip("\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._shell.communicate()

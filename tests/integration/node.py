@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def eventually(look: Callable[[], T | None], what: str, *, patience: float = PATIENCE) -> T:
-    """What `look` gives as soon as it gives something; fails, saying `what` has not come, after `patience`."""
+    """What `look` gives as soon as it gives something; fails after `patience`, saying `what` has not come."""
     deadline = time.monotonic() + patience
     while not (found := look()):
         assert time.monotonic() < deadline, f"in vain waited for {what}"

@@ -118,7 +118,9 @@ def test_layers_with_the_labels_of_cri_are_lazy(node: Node, registry: Registry, 
     reference = oci.push(registry.host, f"clients/cri-{manifest}".lower(), image)
     chain = chain_ids([layer.diff_id for layer in image.layers])
 
-    async def prepare(client: ContainerdClient, number: int, labels: Mapping[str, str]) -> SnapshotInfo | None:
+    async def prepare(
+        client: ContainerdClient, number: int, labels: Mapping[str, str]
+    ) -> SnapshotInfo | None:
         parent = chain[number - 1] if number else ""
         with pytest.raises(ContainerdAlreadyExists):
             await client.prepare(node.name, f"extract {manifest} {number}", parent, labels)

@@ -149,9 +149,7 @@ def test_a_file_too_large_to_wait_for_is_read_through_fuse_until_a_new_mount(
     with running_node(f"{file_system}/large", config=config) as node:
         node.pull(reference)
         (file,) = [
-            file
-            for file in image_files(node.layergate, read_layout(image.optimized))
-            if file.path == large
+            file for file in image_files(node.layergate, read_layout(image.optimized)) if file.path == large
         ]
         with node.containerd.container(reference, snapshotter=node.name) as container:
             root = container.root

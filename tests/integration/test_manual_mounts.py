@@ -17,7 +17,16 @@ from tests.integration import recipe
 from tests.integration.harness import Containerd, Layergate, Registry, Throttle, call
 from tests.integration.image import RealImage
 from tests.integration.lazy import by_way_of, until_complete
-from tests.integration.manual import MIDDLE, SLOW, ManualNode, copy_layout, small_image, write_layout
+from tests.integration.manual import (
+    MIDDLE,
+    SLOW,
+    ManualNode,
+    Visitor,
+    copy_layout,
+    read,
+    small_image,
+    write_layout,
+)
 from tests.integration.node import Node, eventually
 from tests.trees import difference, scan
 
@@ -42,30 +51,6 @@ def finish(node: ManualNode, mountpoint: str) -> None:
     """Let the layers come, and wait for the swap."""
     node.configure("")
     node.until_native(mountpoint)
-
-
-def read(*parts: str) -> bytes:
-    with open(os.path.join(*parts), "rb") as file:
-        return file.read()
-
-
-class Visitor:
-    """A shell whose working directory is in a mount."""
-
-    def __init__(self, directory: str) -> None:
-        self._shell = subprocess.Popen(
-            ["/bin/sh"], cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, command: str) -> str:
-        assert self._shell.stdin is not None
-        assert self._shell.stdout is not None
-        self._shell.stdin.write(f"{command}; echo\n")
-        self._shell.stdin.flush()
-        return self._shell.stdout.readline().rstrip("\n")
-
-    def leave(self) -> None:
-        self._shell.communicate()
 
 
 @pytest.fixture
@@ -99,8 +84,8 @@ def test_a_mount_reads_right_while_it_streams_and_is_swapped_in_place(
     before = topmost(target)
     assert ("rw" in before.options) is writable
 
-    visitor = Visitor(f"{target}/srv")
     with ExitStack() as stack:
+        visitor = stack.enter_context(Visitor(f"{target}/srv"))
         file = stack.enter_context(open(f"{target}/srv/large", "rb"))
         assert file.read(100) == LARGE[:100]
         if writable:
@@ -128,7 +113,6 @@ def test_a_mount_reads_right_while_it_streams_and_is_swapped_in_place(
             written.write(b" and after")
             changed.write(b"E")
             visitor.ask("printf visited > new")
-    visitor.leave()
     node.until_no_process()
     if writable:
         for tree in (target, upper):
@@ -283,14 +267,12 @@ def test_a_retired_mounter_ends_though_a_program_stays_in_what_was_swapped_away(
 ) -> None:
     target = node.mountpoint()
     node.run("mount", layout, target)
-    visitor = Visitor(f"{target}/usr")
-    with open(f"{target}/usr/file7", "rb") as file:
+    with Visitor(f"{target}/usr") as visitor, open(f"{target}/usr/file7", "rb") as file:
         assert file.read(1) == b"\7"
         finish(node, target)
         node.until_no_process()
         assert visitor.ask("cat file8 | wc -c") == "2008", "opened for the first time after the end"
         assert len(file.read()) == 2006
-    visitor.leave()
 
 
 def test_a_large_file_that_is_read_through_fuse_is_read_on_after_the_swap(

@@ -120,7 +120,9 @@ def test_a_layer_that_was_built_on_an_image_and_committed(
     snapshots(node, "commit", f"built-{lazy}", key)
     mount(snapshots(node, "prepare", "--target", directory, f"next-{lazy}", f"built-{lazy}"))
     try:
-        assert sorted(os.listdir(f"{directory}/etc")) == sorted({"built", "three"} | ({"tag"} if not lazy else set()))
+        assert sorted(os.listdir(f"{directory}/etc")) == sorted(
+            {"built", "three"} | ({"tag"} if not lazy else set())
+        )
         with open(f"{directory}/etc/three", encoding="utf-8") as three:
             assert three.read() == "three\n"
         assert os.stat(f"{directory}/etc/three").st_mode & 0o777 == 0o600
@@ -164,5 +166,3 @@ def test_what_a_killed_serve_left_half_made_is_cleaned_up(node: Node, registry: 
     assert node.run(reference, ["/bin/cat", "/etc/one"]) == "one\n"
     node.containerd.ctr("images", "rm", "--sync", reference)
     eventually(lambda: nothing_left(node), "nothing to be left")
-
-

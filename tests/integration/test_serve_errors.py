@@ -50,16 +50,16 @@ def place(directory: str) -> str:
     [
         ("[stream]\nenbaled = true\n", "enbaled"),
         ("[streams]\n", "streams"),
-        ("[lazy]\nmode = \"fast\"\n", "mode"),
+        ('[lazy]\nmode = "fast"\n', "mode"),
         ("[stream]\nparallel_layers = 0\n", "parallel_layers"),
-        ("[stream]\nenabled = \"yes\"\n", "enabled"),
+        ('[stream]\nenabled = "yes"\n', "enabled"),
         ('[registry."localhost:5000"]\nplain = true\n', "plain"),
         ("[mounter]\nwait_seconds = -1\n", "wait_seconds"),
         ("[mounter.registry]\nretry_limit = 1\n", "registry"),
-        ("[log]\nlevel = \"loud\"\n", "level"),
+        ('[log]\nlevel = "loud"\n', "level"),
         ("[stream\n", "line 1"),
         ("enabled = tru\n", "line 1"),
-        ("a = \"\\ud800\"\n", "not TOML"),
+        ('a = "\\ud800"\n', "not TOML"),
     ],
 )
 def test_an_error_in_the_configuration_is_named(place: str, text: str, named: str) -> None:

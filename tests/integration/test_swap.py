@@ -13,6 +13,7 @@ from tests.integration.conftest import References
 from tests.integration.harness import Container, Containerd, Throttle, mounts
 from tests.integration.image import RealImage
 from tests.integration.lazy import (
+    NATIVE,
     by_way_of,
     image_files,
     incomplete,
@@ -40,7 +41,7 @@ def test_complete_layers_need_nothing_of_ours(
 ) -> None:
     reference = by_way_of(throttle, references.optimized)
     throttle.rate = 10_000_000
-    with running_node(directory, config=QUICK) as node:
+    with running_node(directory, config=QUICK + NATIVE) as node:
         layergate, containerd = node.layergate, node.containerd
         node.pull(reference)
         with containerd.container(reference, snapshotter=node.name) as before:
@@ -65,7 +66,9 @@ def test_complete_layers_need_nothing_of_ours(
                 for container in (before, after):
                     assert container.execute(*recipe.COMMAND) == recipe.OUTPUT
                     container.execute("touch", "/written")
-                    assert container.execute("find", "/", "-maxdepth", "1", "-name", "written") == "/written\n"
+                    assert (
+                        container.execute("find", "/", "-maxdepth", "1", "-name", "written") == "/written\n"
+                    )
             layergate.start()
 
 
@@ -110,9 +113,7 @@ def test_what_a_container_reads_through_fuse_outlives_the_release(
 ) -> None:
     """The mounter is retired when all is here, and ends with the last container that stands on its gate."""
     reference, large = references.optimized, recipe.LARGE_FILE
-    with running_node(
-        directory, config=f"{ON_DEMAND}{QUICK}[mounter]\nlarge_file_seconds = 0.001\n"
-    ) as node:
+    with running_node(directory, config=f"{ON_DEMAND}{QUICK}[mounter]\nlarge_file_seconds = 0.001\n") as node:
         layergate = node.layergate
         node.pull(reference)
         with node.containerd.container(reference, snapshotter=node.name) as container:

@@ -35,6 +35,7 @@ class Node:
         self.notes: list[str] = []
         self.limits: list[Limits] = []
         self.failure: OSError | None = None
+        self.kept_free = 0
         self.config = CacheConfig(min_free="40")
         self.keeper = CacheKeeper("/", self.config, cache=self, streams=self, measure=self.measure)
 
@@ -52,6 +53,9 @@ class Node:
             self.reclaimable = 0
             return Plan((cached_layer("a"),))
         return Plan((), excess=self.excess)
+
+    def keep_free(self, count: int) -> None:
+        self.kept_free = count
 
     def pause(self) -> None:
         self.notes.append("pause")
@@ -86,6 +90,7 @@ async def test_a_new_configuration_counts_at_once() -> None:
         await node.until(lambda: node.notes == ["keep"])
         node.keeper.configure(CacheConfig(max_size="5GB", min_free="80", keep_unused="1h"))
         await node.until(lambda: len(node.limits) == 2)
+    assert node.kept_free == 80
     assert node.limits[1] == Limits(max_size=5_000_000_000, min_free=100, keep_unused=3600)
 
 
