@@ -44,9 +44,9 @@ class Demand:
         finally:
             os.close(fd)
 
-    def mark(self, slot: Slot) -> None:
-        """Say that `slot` has foreground work for the next HOLD_SECONDS."""
-        self._deadlines[slot] = time.monotonic_ns() + _HOLD
+    def mark(self, slot: Slot, seconds: float = HOLD_SECONDS) -> None:
+        """Say that `slot` has foreground work for the next `seconds`, at most HOLD_SECONDS."""
+        self._deadlines[slot] = time.monotonic_ns() + int(seconds * 1e9)
 
     def clear(self, slot: Slot) -> None:
         """Say that `slot` has none any more."""

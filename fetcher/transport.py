@@ -14,6 +14,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Final
 
+import httpcore  # noqa: F401 - httpx loads it at the first transport, in the middle of the first request
 import httpx
 
 from fetcher.errors import InvalidReference

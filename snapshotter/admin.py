@@ -11,7 +11,6 @@ import grpc
 import msgspec
 
 from fetcher.errors import FetchError
-from fetcher.manifest import Platform
 from snapshotter.cache.served import ServedCache
 from snapshotter.cache.values import Selection
 from snapshotter.errors import MetadataError
@@ -42,10 +41,9 @@ class AdminService(AdminServicer):
 
     async def OpenImage(self, request: pb.OpenImageRequest, context: _Context) -> pb.OpenImageReply:  # noqa: N802
         """Begin opening the image's layers; answers how many may be lazy, without waiting for them."""
-        platform = Platform.parse(request.platform) if request.platform else Platform.host()
         try:
             count = await self._lazy.announce(
-                request.reference, request.manifest_digest, platform, plain_http=request.plain_http
+                request.reference, request.manifest, plain_http=request.plain_http
             )
         except FetchError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))

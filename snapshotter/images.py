@@ -7,7 +7,8 @@ time. When containerd comes to the next layer, it is here already.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,9 +19,9 @@ from anyio.abc import TaskGroup
 from fetcher.blob import RegistryBlob
 from fetcher.errors import FetchError, NotEstargz, RegistryNotFound
 from fetcher.logs import get_logger
-from fetcher.manifest import Platform, ResolvedImage
+from fetcher.manifest import LayerDescriptor, Platform, parse_manifest
 from fetcher.opening import open_layer
-from fetcher.reference import parse_reference
+from fetcher.reference import Reference, parse_reference
 from fetcher.sources import BlobSources
 from fetcher.store import LayerRecord, LayerStore, RegistrySource, layer_key
 from snapshotter.openings import Openings
@@ -51,7 +52,7 @@ class Images:
         self._sources = sources
         self._tasks = tasks
         self._opened = opened
-        self._manifests: dict[str, ResolvedImage] = {}
+        self._manifests: dict[str, tuple[LayerDescriptor, ...]] = {}
         self._manifest_lock = anyio.Lock()
         self._openings: dict[tuple[str, str | None], _Opening] = {}
         self.openings = Openings()
@@ -73,13 +74,15 @@ class Images:
             raise opening.failure
         return opening.layer
 
-    async def open_image(
-        self, reference: str, manifest_digest: str, platform: Platform, *, plain_http: bool = False
-    ) -> int:
-        """Begin opening every layer of an image that may be lazy; how many those are. Raises FetchError."""
-        source = RegistrySource(reference, plain_http)
-        image = await self._manifest(source, manifest_digest, platform)
-        return self._start_all(source, image)
+    def open_image(self, reference: str, manifest: bytes, *, plain_http: bool) -> int:
+        """Begin opening every layer of an image that may be lazy; how many those are.
+
+        Raises InvalidReference, FormatError.
+        """
+        digest = "sha256:" + hashlib.sha256(manifest).hexdigest()
+        layers = parse_manifest(manifest).layers
+        self._remember(_key(parse_reference(reference).with_digest(digest), Platform.host()), layers)
+        return self._start_all(RegistrySource(reference, plain_http), layers)
 
     def _add_source(self, layer: str, source: RegistrySource) -> None:
         """Remember that the layer is in this image too; how its registry is spoken to, if known, stays."""
@@ -99,21 +102,21 @@ class Images:
         """Begin opening the image that `wanted` belongs to; the layer's size, None if that is not known."""
         source = RegistrySource(wanted.reference)
         try:
-            image = await self._manifest(source, wanted.manifest_digest, Platform.host())
+            layers = await self._layers(source, wanted.manifest_digest, Platform.host())
         except RegistryNotFound as error:
             # The tag may have moved or gone since the client resolved it; the blob may still be there.
             log.info("manifest_not_found", image=wanted.reference, error=str(error))
             return None
-        for layer in image.layers:
+        for layer in layers:
             if layer.digest == wanted.digest:
-                self._start_all(source, image)
+                self._start_all(source, layers)
                 return layer.size
         log.info("layer_not_in_manifest", image=wanted.reference, digest=wanted.digest)
         return None
 
-    def _start_all(self, source: RegistrySource, image: ResolvedImage) -> int:
+    def _start_all(self, source: RegistrySource, layers: Iterable[LayerDescriptor]) -> int:
         """Begin opening each layer that has a TOC, or note where else it is; how many have one."""
-        lazy = [(layer, layer.toc_digest) for layer in image.layers if layer.toc_digest is not None]
+        lazy = [(layer, layer.toc_digest) for layer in layers if layer.toc_digest is not None]
         for layer, toc_digest in lazy:
             key = layer_key(layer.digest, toc_digest)
             if self._store.exists(key):
@@ -122,23 +125,26 @@ class Images:
                 self._start(source, layer.digest, toc_digest, layer.size)
         return len(lazy)
 
-    async def _manifest(
+    async def _layers(
         self, source: RegistrySource, manifest_digest: str | None, platform: Platform
-    ) -> ResolvedImage:
+    ) -> tuple[LayerDescriptor, ...]:
+        """The layers of an image, from memory where its manifest is known by digest."""
         reference = parse_reference(source.reference)
         if manifest_digest is not None:
             reference = reference.with_digest(manifest_digest)
-        key = f"{reference} {platform}"
         async with self._manifest_lock:
-            image = self._manifests.get(key)
-            if image is None:
+            layers = self._manifests.get(_key(reference, platform))
+            if layers is None:
                 client = await self._sources.client(reference, plain_http=source.plain_http)
-                image = await client.manifest(reference, platform=platform)
+                layers = (await client.manifest(reference, platform=platform)).layers
                 if reference.digest is not None:
-                    if len(self._manifests) >= _REMEMBERED:
-                        del self._manifests[next(iter(self._manifests))]
-                    self._manifests[key] = image
-        return image
+                    self._remember(_key(reference, platform), layers)
+        return layers
+
+    def _remember(self, key: str, layers: tuple[LayerDescriptor, ...]) -> None:
+        if len(self._manifests) >= _REMEMBERED:
+            del self._manifests[next(iter(self._manifests))]
+        self._manifests[key] = layers
 
     def _start(
         self, source: RegistrySource, digest: str, toc_digest: str | None, size: int | None
@@ -192,6 +198,11 @@ class Images:
         finally:
             opening.done.set()
             del self._openings[digest, toc_digest]
+
+
+def _key(reference: Reference, platform: Platform) -> str:
+    """Under which an image's layers are remembered."""
+    return f"{reference} {platform}"
 
 
 def _registry_sources(record: LayerRecord) -> Iterator[RegistrySource]:

@@ -22,7 +22,6 @@ from anyio import to_thread
 
 from fetcher.errors import FetchError, InvalidReference, NotEstargz
 from fetcher.logs import get_logger
-from fetcher.manifest import Platform
 from fetcher.progress import Field
 from fetcher.store import LayerStore
 from mounter.errors import MounterError
@@ -43,6 +42,10 @@ from snapshotter.streams import LayerStreams
 
 log = get_logger("layergate.lazy")
 
+_PULLED_SECONDS: Final = 1.0
+"""Background streams yield for so long after a layer was promised: its container may come at once."""
+_START_SECONDS: Final = 0.7
+"""And for so long after a container's mounts were asked for: it needs processor and link itself."""
 _RELEASE_INTERVAL_SECONDS: Final = 5.0
 _ANNOUNCED_SECONDS: Final = 60.0
 """How long a layer that was opened ahead is kept for the Prepare that is to come."""
@@ -111,6 +114,7 @@ class LazyLowers:
                 if reason is not None:
                     log.info("layer_not_lazy_here", layer=layer, image=wanted.reference, reason=reason)
                     return None
+                self._streams.hold(_PULLED_SECONDS)
                 self._opened.add(layer)
                 self._announced.pop(layer, None)
         except NotEstargz:
@@ -123,13 +127,14 @@ class LazyLowers:
             return None
         return layer
 
-    async def announce(
-        self, reference: str, manifest_digest: str, platform: Platform, *, plain_http: bool
-    ) -> int:
+    async def announce(self, reference: str, manifest: bytes, *, plain_http: bool) -> int:
         """An image is about to be pulled: open its layers; how many may be lazy. Raises FetchError."""
         if not self._possible():
             return 0
-        return await self._images.open_image(reference, manifest_digest, platform, plain_http=plain_http)
+        count = self._images.open_image(reference, manifest, plain_http=plain_http)
+        if count:
+            await self._gates.prepare()
+        return count
 
     def announced(self, layer: str) -> None:
         """The layer was opened ahead of its Prepare."""
@@ -152,6 +157,7 @@ class LazyLowers:
         layers = [link.layer for link in rest if isinstance(link, LazyLink)]
         pins = Uses(self._store.root)
         self._composing += 1
+        self._streams.hold(_START_SECONDS)
         try:
             for layer in layers:
                 await to_thread.run_sync(pins.add, layer)

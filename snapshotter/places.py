@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import anyio
 
-from fetcher.demand import Demand, Slot
+from fetcher.demand import HOLD_SECONDS, Demand, Slot
 
 
 class Preparing:
@@ -14,6 +14,12 @@ class Preparing:
         self._demand = demand
         self._slot = slot
         self.count = 0
+        self._until = 0.0
+
+    def hold(self, seconds: float) -> None:
+        """Hold the flag up for so long, whatever is being prepared: a container is about to start."""
+        self._until = max(self._until, anyio.current_time() + seconds)
+        self.refresh()
 
     def enter(self) -> None:
         """One more."""
@@ -23,13 +29,15 @@ class Preparing:
     def leave(self) -> None:
         """One less."""
         self.count -= 1
-        if not self.count:
-            self._demand.clear(self._slot)
+        self.refresh()
 
     def refresh(self) -> None:
-        """Hold the flag up; to be called more often than it falls by itself."""
-        if self.count:
-            self._demand.mark(self._slot)
+        """Hold the flag up while it should be; to be called more often than it falls by itself."""
+        left = max(self._until - anyio.current_time(), HOLD_SECONDS if self.count else 0.0)
+        if left > 0:
+            self._demand.mark(self._slot, left)
+        else:
+            self._demand.clear(self._slot)
 
 
 class Place:

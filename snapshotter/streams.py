@@ -38,6 +38,7 @@ from snapshotter.workers import Worker, start_fork_server
 log = get_logger("layergate.streams")
 
 _PREPARE_PLACES: Final = 4
+_WAITING_WORKERS: Final = 2
 _FIRST_RETRY_SECONDS: Final = 1.0
 _LONGEST_RETRY_SECONDS: Final = 60.0
 
@@ -117,6 +118,7 @@ class LayerStreams:
         self._min_free = 0
         self._prepare = anyio.Semaphore(_PREPARE_PLACES)
         self._stream = anyio.Semaphore(config.stream.parallel_layers)
+        self._waiting = anyio.Semaphore(_WAITING_WORKERS)
         self._preparing = Preparing(Demand(store.root), slot)
         self._changed = anyio.Event()
         self._tasks: TaskGroup | None = None
@@ -142,6 +144,10 @@ class LayerStreams:
         if count != self._min_free:
             self._min_free = count
             self._pass_on_limits()
+
+    def hold(self, seconds: float) -> None:
+        """Let background streams yield for so long: a container is about to start."""
+        self._preparing.hold(seconds)
 
     def pause(self) -> None:
         """Stream nothing until `resume`; META and prefetch ranges, for which containers wait, still come."""
@@ -271,11 +277,7 @@ class LayerStreams:
                     return report
                 job.become_prefetched()
                 prepare.release()
-                if (
-                    self._may_stream()
-                    and stream.take_now()
-                    and (last := await self._streamed(job, worker)) is not None
-                ):
+                if await self._next_place(stream) and (last := await self._streamed(job, worker)) is not None:
                     return last
             while True:
                 stream.release()
@@ -291,6 +293,25 @@ class LayerStreams:
         finally:
             prepare.release()
             stream.release()
+
+    async def _next_place(self, stream: Place) -> bool:
+        """Wait with a living worker for its turn to stream; False if there is none in sight for it.
+
+        A worker that waits has its tree in memory, so only a few may.
+        """
+        if not self._may_stream():
+            return False
+        if stream.take_now():
+            return True
+        try:
+            self._waiting.acquire_nowait()
+        except anyio.WouldBlock:
+            return False
+        try:
+            await stream.take()
+        finally:
+            self._waiting.release()
+        return True
 
     async def _streamed(self, job: _Job, worker: Worker) -> Report | None:
         """The worker's last report; None if streaming was paused before that."""

@@ -141,7 +141,7 @@ async def _pull(text: str, options: _Options, progress: PullProgress) -> PullRes
         settings = msgspec.structs.replace(settings, hosts={**settings.hosts, reference.host: plain})
 
     async def announce(image: PullableImage) -> None:
-        await _announce(image, platform, options)
+        await _announce(image, options)
 
     async with (
         connect(options.containerd, options.namespace) as containerd,
@@ -154,7 +154,7 @@ async def _pull(text: str, options: _Options, progress: PullProgress) -> PullRes
         )
 
 
-async def _announce(image: PullableImage, platform: object, options: _Options) -> None:
+async def _announce(image: PullableImage, options: _Options) -> None:
     """Have `layergate serve` open all layers together; without that, each is opened at its Prepare."""
     import grpc
 
@@ -165,9 +165,8 @@ async def _announce(image: PullableImage, platform: object, options: _Options) -
     log = get_logger("layergate.pull")
     request = admin_pb2.OpenImageRequest(
         reference=image.name,
-        manifest_digest=image.manifest.descriptor.digest,
+        manifest=image.manifest.content,
         plain_http=options.plain_http,
-        platform=str(platform),
     )
     async with grpc.aio.insecure_channel(f"unix:{options.address}") as channel:
         try:

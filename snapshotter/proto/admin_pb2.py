@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsnapshotter/proto/admin.proto\x12\x0clayergate.v1\"\x0f\n\rStatusRequest\"\x1b\n\x0bStatusReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"d\n\x10OpenImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12\x12\n\nplain_http\x18\x03 \x01(\x08\x12\x10\n\x08platform\x18\x04 \x01(\t\"\x1e\n\x0eOpenImageReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"%\n\x15\x43\x61\x63heInventoryRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\"#\n\x13\x43\x61\x63heInventoryReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"J\n\x11\x43\x61\x63heCleanRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x16\n\x0eselection_json\x18\x02 \x01(\x0c\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"\x1f\n\x0f\x43\x61\x63heCleanReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\x32\xbc\x02\n\x05\x41\x64min\x12@\n\x06Status\x12\x1b.layergate.v1.StatusRequest\x1a\x19.layergate.v1.StatusReply\x12I\n\tOpenImage\x12\x1e.layergate.v1.OpenImageRequest\x1a\x1c.layergate.v1.OpenImageReply\x12X\n\x0e\x43\x61\x63heInventory\x12#.layergate.v1.CacheInventoryRequest\x1a!.layergate.v1.CacheInventoryReply\x12L\n\nCacheClean\x12\x1f.layergate.v1.CacheCleanRequest\x1a\x1d.layergate.v1.CacheCleanReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsnapshotter/proto/admin.proto\x12\x0clayergate.v1\"\x0f\n\rStatusRequest\"\x1b\n\x0bStatusReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"K\n\x10OpenImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x12\n\nplain_http\x18\x03 \x01(\x08\"\x1e\n\x0eOpenImageReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"%\n\x15\x43\x61\x63heInventoryRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\"#\n\x13\x43\x61\x63heInventoryReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"J\n\x11\x43\x61\x63heCleanRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x16\n\x0eselection_json\x18\x02 \x01(\x0c\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"\x1f\n\x0f\x43\x61\x63heCleanReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\x32\xbc\x02\n\x05\x41\x64min\x12@\n\x06Status\x12\x1b.layergate.v1.StatusRequest\x1a\x19.layergate.v1.StatusReply\x12I\n\tOpenImage\x12\x1e.layergate.v1.OpenImageRequest\x1a\x1c.layergate.v1.OpenImageReply\x12X\n\x0e\x43\x61\x63heInventory\x12#.layergate.v1.CacheInventoryRequest\x1a!.layergate.v1.CacheInventoryReply\x12L\n\nCacheClean\x12\x1f.layergate.v1.CacheCleanRequest\x1a\x1d.layergate.v1.CacheCleanReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREPLY']._serialized_start=64
   _globals['_STATUSREPLY']._serialized_end=91
   _globals['_OPENIMAGEREQUEST']._serialized_start=93
-  _globals['_OPENIMAGEREQUEST']._serialized_end=193
-  _globals['_OPENIMAGEREPLY']._serialized_start=195
-  _globals['_OPENIMAGEREPLY']._serialized_end=225
-  _globals['_CACHEINVENTORYREQUEST']._serialized_start=227
-  _globals['_CACHEINVENTORYREQUEST']._serialized_end=264
-  _globals['_CACHEINVENTORYREPLY']._serialized_start=266
-  _globals['_CACHEINVENTORYREPLY']._serialized_end=301
-  _globals['_CACHECLEANREQUEST']._serialized_start=303
-  _globals['_CACHECLEANREQUEST']._serialized_end=377
-  _globals['_CACHECLEANREPLY']._serialized_start=379
-  _globals['_CACHECLEANREPLY']._serialized_end=410
-  _globals['_ADMIN']._serialized_start=413
-  _globals['_ADMIN']._serialized_end=729
+  _globals['_OPENIMAGEREQUEST']._serialized_end=168
+  _globals['_OPENIMAGEREPLY']._serialized_start=170
+  _globals['_OPENIMAGEREPLY']._serialized_end=200
+  _globals['_CACHEINVENTORYREQUEST']._serialized_start=202
+  _globals['_CACHEINVENTORYREQUEST']._serialized_end=239
+  _globals['_CACHEINVENTORYREPLY']._serialized_start=241
+  _globals['_CACHEINVENTORYREPLY']._serialized_end=276
+  _globals['_CACHECLEANREQUEST']._serialized_start=278
+  _globals['_CACHECLEANREQUEST']._serialized_end=352
+  _globals['_CACHECLEANREPLY']._serialized_start=354
+  _globals['_CACHECLEANREPLY']._serialized_end=385
+  _globals['_ADMIN']._serialized_start=388
+  _globals['_ADMIN']._serialized_end=704
 # @@protoc_insertion_point(module_scope)

@@ -15,16 +15,14 @@ class StatusReply(_message.Message):
     def __init__(self, json: _Optional[bytes] = ...) -> None: ...
 
 class OpenImageRequest(_message.Message):
-    __slots__ = ("reference", "manifest_digest", "plain_http", "platform")
+    __slots__ = ("reference", "manifest", "plain_http")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
-    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
     PLAIN_HTTP_FIELD_NUMBER: _ClassVar[int]
-    PLATFORM_FIELD_NUMBER: _ClassVar[int]
     reference: str
-    manifest_digest: str
+    manifest: bytes
     plain_http: bool
-    platform: str
-    def __init__(self, reference: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., plain_http: _Optional[bool] = ..., platform: _Optional[str] = ...) -> None: ...
+    def __init__(self, reference: _Optional[str] = ..., manifest: _Optional[bytes] = ..., plain_http: _Optional[bool] = ...) -> None: ...
 
 class OpenImageReply(_message.Message):
     __slots__ = ("json",)

@@ -99,8 +99,9 @@ class User:
     def act(self) -> None:
         """One thing."""
         reference = self._random.choice(sorted(self._images))
-        action = self._random.choice([self.run, self.run, self.hold, self.remove, self.mount, self.unmount])
-        action(reference)
+        self._random.choice(
+            [self.run, self.run, self.hold, self.remove, self.remove, self.mount, self.unmount]
+        )(reference)
 
     def run(self, reference: str) -> None:
         """A container, from its pull to its end."""
@@ -181,14 +182,19 @@ def test_cleaning_never_takes_what_is_used(registry: Registry, directory: str) -
     shared = data(1000, files=20, size=50_000)
 
     def image(seed: int) -> DataImage:
-        return DataImage.of(base, shared, data(seed, files=30, size=100_000))
+        own = data(seed, files=20, size=100_000)
+        return (
+            DataImage.of(base, shared, own)
+            if seed % 2
+            else DataImage.of(base, own, data(seed + 500, files=5, size=5))
+        )
 
     people = {
         name: {
             oci.push(registry.host, f"load/{name}{number}", one.image): one
             for number, one in enumerate(map(image, seeds))
         }
-        for name, seeds in (("alice", range(2000, 2003)), ("bob", range(3000, 3003)))
+        for name, seeds in (("alice", range(2000, 2005)), ("bob", range(3000, 3005)))
     }
     with running_node(directory) as node:
         empty = disk_use(node.layergate.root)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pytest
 
@@ -118,9 +118,8 @@ def test_layers_with_the_labels_of_cri_are_lazy(node: Node, registry: Registry, 
     reference = oci.push(registry.host, f"clients/cri-{manifest}".lower(), image)
     chain = chain_ids([layer.diff_id for layer in image.layers])
 
-    async def prepare(
-        client: ContainerdClient, number: int, labels: Mapping[str, str]
-    ) -> SnapshotInfo | None:
+    async def prepare(client: ContainerdClient, number: int) -> SnapshotInfo | None:
+        labels = cri_labels(reference, image, number, manifest=manifest)
         parent = chain[number - 1] if number else ""
         with pytest.raises(ContainerdAlreadyExists):
             await client.prepare(node.name, f"extract {manifest} {number}", parent, labels)
@@ -128,10 +127,7 @@ def test_layers_with_the_labels_of_cri_are_lazy(node: Node, registry: Registry, 
 
     async def prepare_all() -> list[SnapshotInfo | None]:
         async with connect(node.containerd.address, "default") as client, client.leased(3600) as leased:
-            return [
-                await prepare(leased, number, cri_labels(reference, image, number, manifest=manifest))
-                for number in range(len(chain))
-            ]
+            return [await prepare(leased, number) for number in range(len(chain))]
 
     made = asyncio.run(prepare_all())
     for number, info in enumerate(made):

@@ -72,9 +72,8 @@ def read(root: str, path: str) -> bytes:
 
 def unreadable(root: str, path: str) -> None:
     """Opening or reading the file gives EIO, and nothing else."""
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         read(root, path)
-    assert raised.value.errno == errno.EIO
 
 
 def damaged_footer(layer: Layer, footer: bytes) -> Layer:
@@ -83,7 +82,7 @@ def damaged_footer(layer: Layer, footer: bytes) -> Layer:
 
 
 def unpacked_the_ordinary_way(node: Node, registry: FaultyRegistry, layer: Layer) -> None:
-    """Pull an image with this layer and a sound lazy one; the layer is unpacked, and all is as it should be."""
+    """Pull an image with this layer and a sound lazy one: it is unpacked, and all is as it should be."""
     image = oci.image([layer_of({"etc/below": noise(10)}), layer])
     reference = registry.add_image("team/broken", image)
     assert "(1 lazy, 1 unpacked)" in node.pull(reference)

@@ -1,4 +1,4 @@
-"""Images with layers that are not eStargz: containerd unpacks those onto our mounts, lazy ones around them."""
+"""Images with layers that are not eStargz: containerd unpacks those onto our mounts, among lazy ones."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.containerd
 
 
 def refused(code: int, *arguments: str) -> str:
-    """Run a command of layergate that fails with this exit code; its one line, or the last of a usage error."""
+    """Run a command that fails with this exit code; its one line, or the last one of a usage error."""
     with pytest.raises(CommandFailed) as raised:
         call([*LAYERGATE, *arguments], timeout=60)
     lines = [line for line in raised.value.output.splitlines() if " level=info " not in line]

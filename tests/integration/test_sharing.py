@@ -76,7 +76,7 @@ def test_a_second_image_fetches_no_layer_of_the_first_again(
         def images() -> dict[str, set[str]]:
             return {one.digest: set(one.images) for one in status(node.layergate).layers}
 
-        of_both = dict.fromkeys((layer.digest for layer in shared), set(references))
+        of_both = {layer.digest: set(references) for layer in shared}
         own = {
             one.layers[3].digest: {reference}
             for one, reference in zip((first, second), references, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import subprocess
 import threading
@@ -140,7 +141,8 @@ def test_lazy_layers_are_announced_to_a_serve_that_listens(
         containerd.ctr("images", "remove", "--sync", name)
     if announced:
         (request,) = announcements.images
-        assert (request.reference, request.manifest_digest) == (name, image.digest)
+        assert request.reference == name
+        assert "sha256:" + hashlib.sha256(request.manifest).hexdigest() == image.digest
         assert request.plain_http
     else:
         assert announcements.images == []
