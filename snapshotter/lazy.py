@@ -88,6 +88,7 @@ class LazyLowers:
         self._retained = retained
         self._announced: dict[str, float] = {}
         self._opened: set[str] = set()
+        self._named: AbstractSet[str] = frozenset()
 
     def configure(self, config: Config) -> None:
         """Take a new configuration."""
@@ -214,14 +215,17 @@ class LazyLowers:
     async def retain(self, layers: AbstractSet[str]) -> None:
         """Work on these layers, all of them and no others; what is here of the others stays in the cache."""
         self._opened.clear()  # no Prepare is under way, so each of them has its snapshot or has failed
-        self._streams.keep_only(layers)
+        changed = layers != self._named
+        self._named = frozenset(layers)
+        self._streams.keep_only(layers | self.expected())
         for layer in layers:
             if await to_thread.run_sync(self._store.exists, layer):
                 self._streams.want(layer)
-            else:
+            elif changed:
                 log.error("layer_missing", layer=layer, remedy="remove the image and pull it again")
         self._changed.set()
-        self._retained()
+        if changed:
+            self._retained()
 
     def layer_completed(self, layer: str) -> None:
         """Look for lazy lowers that nothing needs any more."""

@@ -46,7 +46,11 @@ class Snapshots(Protocol):
         ...
 
     async def cleanup(self) -> None:
-        """Delete the files of removed snapshots, and stop working on layers that none needs."""
+        """Delete the files of removed snapshots, and `retain_layers`."""
+        ...
+
+    async def retain_layers(self) -> bool:
+        """Work on all layers that snapshots need, and on no others; False if that has to wait."""
         ...
 
 
@@ -124,6 +128,7 @@ class ServedCache:
         `free` is what is free on the file system, in bytes. Raises OSError, MetadataError.
         """
         async with self._changing:
+            await self._snapshots.retain_layers()
             users = await self._users()
             await to_thread.run_sync(mark_used, self._store, users.keys())
             count = limits.max_size is not None or free < limits.min_free

@@ -37,6 +37,7 @@ from mounter.lowers import Directory, lazy_id, mount_lazy_lower
 from mounter.probe import Mode
 from mounter.swap import Overlay, View, mount_view, mounted_inside, swap_view, topmost
 from mounter.uses import Uses, release_unused
+from snapshotter.cache.limits import free_space, min_free
 from snapshotter.chains import lower_parts, split_chain, tree_paths
 from snapshotter.config import Config
 from snapshotter.defaults import DEFAULT_CONFIG
@@ -171,6 +172,23 @@ class Keeper:
     async def _open_layers(self, image: SourceImage) -> list[OpenedLayer]:
         """The layers, opened and in use: from here on no cleaning of the cache takes them away."""
         while True:
+            opener = LayerOpener(
+                self._store, self._uses, allow_unverified_toc=self._config.lazy.allow_unverified_toc
+            )
+            opened = await opener.open(image)
+        self._change(layers=[MountedLayer(one.layer, one.digest) for one in opened])
+        chain = tuple(LazyLink(one.layer) for one in reversed(opened))
+        wanted = Wanted(chain, request.layer is not None, request.rw, None)
+        if len(set(chain)) == 1 and not wanted.raw:
+            below = self._mounts.below(request.id)
+            tree = await to_thread.run_sync(self._store.tree, chain[0].layer)
+            await to_thread.run_sync(make_below, below, tree)
+            wanted = dataclasses.replace(wanted, below=below)
+        return wanted
+
+    async def _open_layers(self, image: SourceImage) -> list[OpenedLayer]:
+        """The layers, opened and in use: from here on no cleaning of the cache takes them away."""
+        while True:
             opened = await open_layers(
                 self._store, image, allow_unverified_toc=self._config.lazy.allow_unverified_toc
             )
@@ -213,7 +231,9 @@ class Keeper:
 
         def apply(config: Config) -> None:
             streams.configure(_streaming(config))
+            streams.keep_free(min_free(config.cache, free_space(self._store.root)))
 
+        apply(self._config)
         await watch_config(self._request.config or DEFAULT_CONFIG, [credentials], apply)
 
     async def _watch_mount(self, changes: MountChanges) -> None:

@@ -25,6 +25,7 @@ from fetcher.footer import FOOTER_SIZE, parse_footer
 from fetcher.opening import open_layer
 from fetcher.sniffing import HEAD, describe_blob
 from fetcher.store import FileSource, LayerStore, layer_key
+from mounter.uses import Uses
 from snapshotter.manual.source import SourceImage, SourceLayer
 
 
@@ -36,62 +37,82 @@ class OpenedLayer:
     digest: str
 
 
-async def open_layers(
-    store: LayerStore, image: SourceImage, *, allow_unverified_toc: bool
-) -> list[OpenedLayer]:
-    """Open every layer, in the image's order. Raises the FetchError of the lowest layer that has one."""
-    opened: dict[int, OpenedLayer | FetchError] = {}
+class LayerOpener:
+    """Opens layers for one mount. Each is in use (`mounter.uses`) from before it is looked for on."""
 
-    async def open_one(number: int, layer: SourceLayer) -> None:
+    def __init__(self, store: LayerStore, uses: Uses, *, allow_unverified_toc: bool) -> None:
+        self._store = store
+        self._uses = uses
+        self._using = anyio.Lock()
+        self._allow_unverified_toc = allow_unverified_toc
+
+    async def open(self, image: SourceImage) -> list[OpenedLayer]:
+        """Open every layer, in the image's order. Raises the FetchError of the lowest one that has an error."""
+        opened: dict[int, OpenedLayer | FetchError] = {}
+
+        async def open_one(number: int, layer: SourceLayer) -> None:
+            try:
+                opened[number] = await self._open(image.name, layer)
+            except FetchError as error:
+                opened[number] = error
+
+        async with anyio.create_task_group() as tasks:
+            for number, layer in enumerate(image.layers):
+                tasks.start_soon(open_one, number, layer)
+        found = []
+        for number in range(len(image.layers)):
+            result = opened[number]
+            if isinstance(result, FetchError):
+                raise result
+            found.append(result)
+        return found
+
+    async def _open(self, image: str, layer: SourceLayer) -> OpenedLayer:
+        if layer.digest is not None and layer.toc_digest is not None:
+            key = layer_key(layer.digest, layer.toc_digest)
+            await self._use(key)
+            if await to_thread.run_sync(self._store.exists, key):
+                await to_thread.run_sync(self._store.add_sources, key, [layer.source], [image])
+                return OpenedLayer(key, layer.digest)
         try:
-            opened[number] = await _open(store, image.name, layer, allow_unverified_toc=allow_unverified_toc)
-        except FetchError as error:
-            opened[number] = error
+            digest = await self._digest(layer)
+            while True:
+                key = await open_layer(
+                    self._store,
+                    layer.blob,
+                    digest=digest,
+                    size=layer.size,
+                    promised_toc_digest=layer.toc_digest,
+                    source=layer.source,
+                    image=image,
+                )
+                await self._use(key)
+                if await to_thread.run_sync(self._store.exists, key):
+                    return OpenedLayer(key, digest)
+                # A clean-up of the cache was just in time.
+        except NotEstargz as error:
+            raise NotEstargz(
+                f"{_named(layer)} is no eStargz layer but {await _kind(layer, error)}"
+            ) from error
 
-    async with anyio.create_task_group() as tasks:
-        for number, layer in enumerate(image.layers):
-            tasks.start_soon(open_one, number, layer)
-    found = []
-    for number in range(len(image.layers)):
-        result = opened[number]
-        if isinstance(result, FetchError):
-            raise result
-        found.append(result)
-    return found
-
-
-async def _open(
-    store: LayerStore, image: str, layer: SourceLayer, *, allow_unverified_toc: bool
-) -> OpenedLayer:
-    digest, toc_digest = layer.digest, layer.toc_digest
-    if digest is not None and toc_digest is not None:
-        key = layer_key(digest, toc_digest)
-        if await to_thread.run_sync(store.exists, key):
-            await to_thread.run_sync(store.add_sources, key, [layer.source], [image])
-            return OpenedLayer(key, digest)
-    try:
-        if toc_digest is None:
+    async def _digest(self, layer: SourceLayer) -> str:
+        """The blob's digest, once its table of contents may be believed."""
+        if layer.toc_digest is None:
             await _check_footer(layer)
             if isinstance(layer.source, FileSource):
-                digest = await _file_digest(layer.source.path, digest)
-            elif not allow_unverified_toc:
+                return await _file_digest(layer.source.path, layer.digest)
+            if not self._allow_unverified_toc:
                 raise VerificationError(
                     f"{_named(layer)}: the image vouches for no table of contents of it; "
                     "[lazy] allow_unverified_toc takes it nevertheless"
                 )
-        assert digest is not None, "only a file has no digest yet, and it has one now"
-        key = await open_layer(
-            store,
-            layer.blob,
-            digest=digest,
-            size=layer.size,
-            promised_toc_digest=toc_digest,
-            source=layer.source,
-            image=image,
-        )
-    except NotEstargz as error:
-        raise NotEstargz(f"{_named(layer)} is no eStargz layer but {await _kind(layer, error)}") from error
-    return OpenedLayer(key, digest)
+        assert layer.digest is not None, "only a file is named without its digest"
+        return layer.digest
+
+    async def _use(self, key: str) -> None:
+        async with self._using:
+            if key not in self._uses:
+                await to_thread.run_sync(self._uses.add, key)
 
 
 async def _check_footer(layer: SourceLayer) -> None:

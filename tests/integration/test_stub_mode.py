@@ -18,6 +18,15 @@ from tests.integration.test_odd_layers import ODD, noise
 pytestmark = pytest.mark.containerd
 
 STUB = '[lazy]\nmode = "stub"\n'
+GONE = f"{os.strerror(errno.ENOTCONN)}|{os.strerror(errno.ECONNABORTED)}"
+LEFT_OUT = (
+    "many layers",
+    "a legacy footer",
+    "without chunk digests",
+    "a landmark",
+    "a landmark that says no",
+)
+"""What differs for the fetcher and not for the tree, or takes long."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +90,7 @@ def test_a_container_runs_while_nothing_is_here_and_the_next_is_native(
     assert node.run(reference, read) == said
 
 
-@pytest.mark.parametrize("name", [name for name in ODD if name != "many layers"])
+@pytest.mark.parametrize("name", [name for name in ODD if name not in LEFT_OUT])
 def test_odd_layers(node: Node, shelf: FaultyRegistry, name: str) -> None:
     odd = ODD[name]
     reference = shelf.add_image("stub/odd", odd.image, tag=f"t{list(ODD).index(name)}")
@@ -100,11 +109,11 @@ def test_a_killed_mounter_is_an_error_for_who_runs_on_it_and_none_for_who_comes(
         with open(f"{root}/etc/one", encoding="utf-8") as one:
             assert one.read() == "one\n"
         node.layergate.kill9_mounter()
-        with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+        with pytest.raises(OSError, match=GONE):
             os.stat(f"{root}/etc/three")
         eventually(lambda: node.events("mounter_lost"), "serve to see that the mounter is gone")
         assert node.run(reference, ["/bin/cat", "/etc/one", "/etc/three"]) == "one\nthree\n"
-        with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+        with pytest.raises(OSError, match=GONE):
             os.stat(f"{root}/etc/three")
     node.configure(STUB)
     node.until_complete(image)

@@ -46,6 +46,10 @@ class Others:
         if self.named_at_cleanup is not None:
             self.named = self.named_at_cleanup
 
+    async def retain_layers(self) -> bool:
+        self.asked.append("retain")
+        return True
+
     def expected(self) -> set[str]:
         return self.expecting
 
@@ -187,6 +191,7 @@ async def test_keeping_notes_the_use_and_drops_what_is_old(serve: Serve) -> None
     serve.others.named = []
     plan = await serve.cache.keep(Limits(max_size=None, min_free=0, keep_unused=1000), free=0)
     assert not plan.remove, "the one that was in use counts from then on"
+    assert serve.others.asked.count("retain") == 2
 
 
 async def test_keeping_within_a_size_takes_the_least_recently_used(serve: Serve) -> None:
