@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TypeVar
 
 from fetcher.store import LayerStore
 from mounter.lowers import Directory, Meta, Part
 from snapshotter.lowers import LazyLink, Link
 
+L = TypeVar("L", bound=Link)
 
-def distinct(chain: Sequence[Link]) -> list[Link]:
+
+def distinct(chain: Sequence[L]) -> list[L]:
     """The chain without the second coming of a layer, an empty one as a rule.
 
     overlayfs takes no directory twice, and all that the layer has is there already, higher up.

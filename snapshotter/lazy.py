@@ -113,6 +113,7 @@ class LazyLowers:
                     await self._streams.sound(layer)
                     reason = await to_thread.run_sync(why_unfit, self._store, layer, below)
                 if reason is not None:
+                    self._announced.pop(layer, None)
                     log.info("layer_not_lazy_here", layer=layer, image=wanted.reference, reason=reason)
                     return None
                 self._streams.hold(_PULLED_SECONDS)

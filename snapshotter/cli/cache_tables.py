@@ -136,7 +136,8 @@ def _table(*columns: str) -> Table:
 def _counted(layer: CachedLayer) -> str:
     """Users by kind: "by 2 snapshots, 1 mount"."""
     counts = Counter(user.kind.value for user in layer.used_by)
-    return "by " + ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(counts.items()))
+    words = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(counts.items())]
+    return f"by {', '.join(words)}"
 
 
 def _images(layer: CachedLayer) -> str:

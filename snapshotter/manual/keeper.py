@@ -14,7 +14,6 @@ command goes away without a word to keep the mount; at SIGTERM and SIGINT; and w
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import signal
 from collections.abc import Sequence
@@ -27,10 +26,7 @@ from anyio.abc import TaskStatus
 
 from fetcher.credentials import docker_config_path
 from fetcher.demand import Slot
-from fetcher.errors import SourceNotFound
 from fetcher.logs import get_logger
-from fetcher.manifest import Platform
-from fetcher.sources import BlobSources
 from fetcher.store import LayerStore
 from mounter.errors import MounterError
 from mounter.lowers import Directory, lazy_id, mount_lazy_lower
@@ -45,14 +41,13 @@ from snapshotter.gates import Gate, Gates
 from snapshotter.lowers import LazyLink
 from snapshotter.manual.errors import LazyImpossible, ManualMountError
 from snapshotter.manual.messages import Complete, Mounted, Notice, Reporter
-from snapshotter.manual.opening import OpenedLayer, open_layers
+from snapshotter.manual.opening import differences, open_wanted
 from snapshotter.manual.progress import report_progress
 from snapshotter.manual.release import forget_gone, remove_files, unmount_ours
 from snapshotter.manual.request import MountRequest, check_mountpoint, claim
-from snapshotter.manual.source import SourceImage, pick_layer, resolve_source
 from snapshotter.manual.state import ManualMounts, MountedLayer, MountKind, MountState
 from snapshotter.manual.upper import dress_upper, make_upper
-from snapshotter.manual.views import Wanted, make_below, merged, native_view, tree_view, trees_path
+from snapshotter.manual.views import Wanted, merged, native_view, tree_view, trees_path
 from snapshotter.manual.watching import MountChanges, mount_changes
 from snapshotter.reload import watch_config
 from snapshotter.streams import LayerStreams
@@ -150,52 +145,11 @@ class Keeper:
         self._state = claim(self._mounts, self._request)
 
     async def _open(self) -> Wanted:
-        request = self._request
-        platform = Platform.parse(request.platform) if request.platform else Platform.host()
-        async with BlobSources(self._config.registry_settings()) as sources:
-            image = await resolve_source(request.source, platform, sources, plain_http=request.plain_http)
-            if request.layer is not None:
-                image = pick_layer(image, request.layer)
-            if not image.layers:
-                raise SourceNotFound(f"{image.name} has no layers")
-            opened = await self._open_layers(image)
+        opened, wanted = await open_wanted(self._store, self._mounts, self._uses, self._request, self._config)
         self._change(layers=[MountedLayer(one.layer, one.digest) for one in opened])
-        chain = tuple(LazyLink(one.layer) for one in reversed(opened))
-        wanted = Wanted(chain, request.layer is not None, request.rw, None)
-        if len(set(chain)) == 1 and not wanted.raw:
-            below = self._mounts.below(request.id)
-            tree = await to_thread.run_sync(self._store.tree, chain[0].layer)
-            await to_thread.run_sync(make_below, below, tree)
-            wanted = dataclasses.replace(wanted, below=below)
+        for notice in await to_thread.run_sync(differences, self._store, wanted):
+            self._reporter.tell(Notice(notice))
         return wanted
-
-    async def _open_layers(self, image: SourceImage) -> list[OpenedLayer]:
-        """The layers, opened and in use: from here on no cleaning of the cache takes them away."""
-        while True:
-            opener = LayerOpener(
-                self._store, self._uses, allow_unverified_toc=self._config.lazy.allow_unverified_toc
-            )
-            opened = await opener.open(image)
-        self._change(layers=[MountedLayer(one.layer, one.digest) for one in opened])
-        chain = tuple(LazyLink(one.layer) for one in reversed(opened))
-        wanted = Wanted(chain, request.layer is not None, request.rw, None)
-        if len(set(chain)) == 1 and not wanted.raw:
-            below = self._mounts.below(request.id)
-            tree = await to_thread.run_sync(self._store.tree, chain[0].layer)
-            await to_thread.run_sync(make_below, below, tree)
-            wanted = dataclasses.replace(wanted, below=below)
-        return wanted
-
-    async def _open_layers(self, image: SourceImage) -> list[OpenedLayer]:
-        """The layers, opened and in use: from here on no cleaning of the cache takes them away."""
-        while True:
-            opened = await open_layers(
-                self._store, image, allow_unverified_toc=self._config.lazy.allow_unverified_toc
-            )
-            for one in opened:
-                await to_thread.run_sync(self._uses.add, one.layer)
-            if all(self._store.exists(one.layer) for one in opened):
-                return opened
 
     async def _bring(self, wanted: Wanted, incomplete: Sequence[str]) -> None:
         """From layers that are not complete to a native mount."""

@@ -23,7 +23,7 @@ from snapshotter.manual.upper import work_path
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the user wants to see; `chain` is the uppermost layer first.
+    """What the user wants to see; `chain` has distinct layers, the uppermost first.
 
     `below` is a directory that lies below a merged layer which has none beneath it (`make_below`).
     """
@@ -58,7 +58,7 @@ def make_below(directory: str, tree: LayerTree) -> None:
 
 def native_view(store: LayerStore, wanted: Wanted) -> View:
     """The view of complete layers."""
-    lower = [store.fs(link.layer) for link in dict.fromkeys(wanted.chain)]
+    lower = [store.fs(link.layer) for link in wanted.chain]
     return Bind(lower[0]) if wanted.raw else merged(wanted, [*lower, *wanted.lowest], turn="native")
 
 

@@ -12,6 +12,20 @@ from tests.fetcher.toc_entries import END, chunk, entry, kinds, refused, reg, tr
 # The tree's shape
 
 
+def test_xattrs_that_linux_has_no_place_for_are_left_out() -> None:
+    given = {"user.a": b"1", "security.capability": b"2", "com.apple.provenance": b"3", "user": b"4"}
+    layer = tree(entry("d", xattrs=given), entry("s", "symlink", link_name="d", xattrs=given))
+    assert layer.nodes["d"].xattrs == {"user.a": b"1", "security.capability": b"2"}
+    assert layer.nodes["s"].xattrs == {"security.capability": b"2"}
+
+
+def test_implied_directories_are_those_without_an_entry() -> None:
+    layer = tree(
+        entry("a"), reg("a/b/c"), reg("d/.wh.x", size=0), reg("e/.wh..wh..opq", size=0), reg("f", size=0)
+    )
+    assert sorted(layer.implied) == ["a/b", "d", "e"]
+
+
 def test_empty_toc_has_a_root() -> None:
     layer = tree()
     assert list(layer.nodes) == [""]

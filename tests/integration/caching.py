@@ -47,6 +47,14 @@ class DataImage:
     image: oci.Image
     reads: str
 
+    @property
+    def check(self) -> tuple[str, ...]:
+        """A container that fails unless READ_ALL prints that in it.
+
+        Its exit code says so: of what a process prints, ctr loses all now and then on a busy machine.
+        """
+        return ("/bin/sh", "-c", f'test "$({READ_ALL[-1]})" = "{self.reads.strip()}"')
+
     @classmethod
     def of(cls, base: Layer, *layers: list[Entry]) -> DataImage:
         """The image with these data layers on `base`."""

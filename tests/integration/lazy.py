@@ -36,7 +36,7 @@ def until(look: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not look():
         assert time.monotonic() < deadline, f"in vain waited for {what}"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def until_none(look: Callable[[], Collection[object]], what: str) -> None:
@@ -44,7 +44,7 @@ def until_none(look: Callable[[], Collection[object]], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while left := look():
         assert time.monotonic() < deadline, f"in vain waited for {what}: {left} is left"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def by_way_of(link: Throttle, reference: str) -> str:
@@ -369,7 +369,7 @@ while True:
     with open("/rounds.new", "w") as file:
         file.write(f"{{rounds}} {{len(known)}}")
     os.rename("/rounds.new", "/rounds")
-    time.sleep(0.05)
+    time.sleep(0.1)
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 from mounter.swap import topmost
 from mounter.syscalls import mount, unmount
 from tests import estargz, oci
-from tests.estargz import dir, file
+from tests.estargz import dir, file, whiteout
 from tests.integration import recipe
 from tests.integration.harness import Containerd, Layergate, Registry, Throttle, call
 from tests.integration.image import RealImage
@@ -168,6 +168,31 @@ def as_nobody(directory: str, path: str) -> subprocess.CompletedProcess[bytes]:
     """Another user reads a file; he is in the directory already, whatever the way to it forbids."""
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", path]
     return subprocess.run(command, cwd=directory, check=False, capture_output=True)
+
+
+def test_a_layer_that_comes_twice_and_a_directory_without_an_entry(node: ManualNode) -> None:
+    twice = estargz.build([dir("etc/", mode=0o750), file("etc/own", b"twice"), file("top", b"twice")])
+    other = estargz.build([file("etc/other", b"other"), file("top", b"other"), whiteout("etc/own")])
+    source = write_layout(f"{node.directory}/layout", oci.image([twice, other, twice]))
+    target = node.mountpoint()
+    assert node.run("mount", source, target).errors == ""
+    shown = scan(target)
+    assert {path: read(target, path) for path in ("etc/own", "etc/other", "top")} == {
+        "etc/own": b"twice",
+        "etc/other": b"other",
+        "top": b"twice",
+    }
+    finish(node, target)
+    assert difference(shown, scan(target)) == []
+    node.run("umount", target)
+
+    source = write_layout(f"{node.directory}/layout", oci.image([twice, other]))
+    said = node.run("mount", source, target).errors
+    assert said == (
+        f"layergate: layer {other.digest[:19]}: the directory 'etc' has no entry in it, "
+        "and other attributes below; its own are shown\n"
+    )
+    assert os.stat(f"{target}/etc").st_mode & 0o777 == 0o755
 
 
 def test_wait_returns_when_the_mount_is_native(

@@ -43,7 +43,7 @@ def test_serve_is_killed_while_layers_stream(
     with running_node(directory, config=ONE_STREAM) as node:
         layergate = node.layergate
         node.pull(reference)
-        with reading(node, reference, "/usr/lib/python3.11", "/usr/bin") as reader:
+        with reading(node, reference, "/usr/lib/python3.11") as reader:
             known = snapshots(node)
             assert len(known) == 5
             until_half_is_here(layergate, layout)
@@ -61,7 +61,7 @@ def test_serve_is_killed_while_layers_stream(
             until_complete(layergate)
             reader.until_another_round()
             assert reader.errors == ""
-            assert reader.files > 1000
+            assert reader.files > 500
             with node.containerd.container(reference, snapshotter=node.name) as fresh:
                 assert set(lowerdirs(fresh)) == plain_directories(layergate)
                 assert fresh.execute(*recipe.COMMAND) == recipe.OUTPUT

@@ -16,7 +16,7 @@ from fetcher.sources import BlobSources
 from fetcher.store import FileSource, LayerStore, RegistrySource, layer_key
 from mounter.uses import Uses
 from snapshotter.manual.errors import NoSuchLayer
-from snapshotter.manual.opening import LayerOpener, OpenedLayer
+from snapshotter.manual.layers import LayerOpener, OpenedLayer
 from snapshotter.manual.source import SourceImage, absolute_source, pick_layer, resolve_source
 from tests import estargz, oci
 from tests.estargz import Layer, build, file

@@ -74,7 +74,7 @@ class TestViews:
         assert tree_view(store, wanted, Mode.STUB) == Bind(f"{store.root}/gate/{A.layer}/fs")
 
     def test_an_image_is_an_overlay_of_distinct_layers(self, store: LayerStore) -> None:
-        view = native_view(store, Wanted((A, B, A), False, None, None))
+        view = native_view(store, Wanted((A, B), False, None, None))
         assert view == Overlay([store.fs(A.layer), store.fs(B.layer)], {"metacopy": "off"})
         assert isinstance(view, Overlay)
         assert view.read_only

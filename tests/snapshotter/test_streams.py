@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -247,3 +248,20 @@ async def test_a_dropped_layer_is_worked_on_by_nobody(node: _Node) -> None:
         await streams.drop([layers[1]])
         with unused(node.store.root, layers[1]) as free:
             assert free
+
+
+async def test_a_stream_waits_by_itself_while_too_little_is_free(node: _Node) -> None:
+    node.config = Config(stream=StreamConfig(parallel_layers=2))
+    noise = random.Random(1)
+    large = await node.open(build([file(f"file{n}", noise.randbytes(1 << 20)) for n in range(12)]), "large")
+    small = await node.open(build(_entries()), "small")
+    progress = node.store.progress(large)
+    async with node.streams() as streams:
+        streams.keep_free(1 << 62)
+        streams.want(large)
+        await _until(lambda: progress[Field.FETCHED_BACKGROUND] >= 2 << 20)
+        streams.want(small)
+        await _until(lambda: node.completed == [small])
+        assert progress[Field.FETCHED_BACKGROUND] <= 4 << 20
+        streams.keep_free(0)
+        await _until(lambda: sorted(node.completed) == sorted([small, large]))
