@@ -191,7 +191,7 @@ class LazyLowers:
             await to_thread.run_sync(self._uses.add, lazy)
 
     def _likely_missed(self, layers: Sequence[str]) -> list[str]:
-        """Layers whose files a starting container will miss: incomplete, and nobody recorded what it opens."""
+        """Layers whose files a starting container will miss: incomplete, with no order recorded."""
         return [
             layer
             for layer in layers
