@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from snapshotter.config import Config
     from snapshotter.manual.request import MountRequest
 
+_LONGEST = 30_000
+"""Characters of a traceback that a keeper passes on."""
+
 
 @click.command()
 @click.option(
@@ -125,13 +128,19 @@ def command(
 def _in_background(
     request: MountRequest, config: Config, shown: LiveDisplay | PlainDisplay, *, wait: bool
 ) -> None:
-    from snapshotter.cli.exit_codes import exit_code, sole_cause
+    import traceback
+
+    from snapshotter.cli.exit_codes import exit_code, is_ours, sole_cause
     from snapshotter.manual.messages import Complete, Failed, Message, Mounted
     from snapshotter.manual.mounting import mount_in_background
 
     def explain(error: Exception) -> Failed:
         cause = sole_cause(error)
-        return Failed(str(cause) or type(cause).__name__, exit_code(cause))
+        if is_ours(cause):
+            return Failed(str(cause), exit_code(cause))
+        # A defect of ours: its log goes with the mount, so the traceback is shown here.
+        trace = "".join(traceback.format_exception(error))[-_LONGEST:]
+        return Failed(f"internal error\n{trace}".rstrip(), 1)
 
     def show(message: Message) -> None:
         if isinstance(message, Mounted) and not wait:

@@ -15,6 +15,7 @@ command goes away without a word to keep the mount; at SIGTERM and SIGINT; and w
 from __future__ import annotations
 
 import enum
+import os
 import signal
 from collections.abc import Sequence
 from functools import partial
@@ -28,20 +29,21 @@ from fetcher.credentials import docker_config_path
 from fetcher.demand import Slot
 from fetcher.logs import get_logger
 from fetcher.store import LayerStore
-from mounter.errors import MounterError
+from mounter.errors import MounterError, mount_failures
 from mounter.lowers import Directory, lazy_id, mount_lazy_lower
 from mounter.probe import Mode
-from mounter.swap import Overlay, View, mount_view, mounted_inside, swap_view, topmost
+from mounter.swap import Overlay, View, mount_view, mounted_inside, mounts_on, swap_view, topmost
 from mounter.uses import Uses, release_unused
 from snapshotter.cache.limits import free_space, min_free
 from snapshotter.chains import lower_parts, split_chain, tree_paths
 from snapshotter.config import Config
 from snapshotter.defaults import DEFAULT_CONFIG
+from snapshotter.errors import Unavailable
 from snapshotter.gates import Gate, Gates
 from snapshotter.lowers import LazyLink
 from snapshotter.manual.errors import LazyImpossible, ManualMountError
 from snapshotter.manual.messages import Complete, Mounted, Notice, Reporter
-from snapshotter.manual.opening import differences, open_wanted
+from snapshotter.manual.opening import differences, lay_below, open_wanted
 from snapshotter.manual.progress import report_progress
 from snapshotter.manual.release import forget_gone, remove_files, unmount_ours
 from snapshotter.manual.request import MountRequest, check_mountpoint, claim
@@ -128,11 +130,9 @@ class Keeper:
         wanted = await self._open()
         incomplete = [link.layer for link in wanted.chain if not self._store.is_complete(link.layer)]
         if incomplete:
-            await self._bring(wanted, list(dict.fromkeys(incomplete)))
+            await self._bring(wanted, incomplete)
         else:
-            view = native_view(self._store, wanted)
-            await to_thread.run_sync(self._mount, view, MountKind.NATIVE)
-            self._reporter.tell(Mounted(len(wanted.chain), len(wanted.chain)))
+            await self._mount_native(await to_thread.run_sync(self._look, wanted))
         with CancelScope(shield=True):
             await self._let_go()
             self._change(keeper=None)
@@ -141,15 +141,23 @@ class Keeper:
     def _claim(self) -> None:
         self._store.create_directories()
         self._mounts.create_directories()
-        forget_gone(self._mounts)
+        try:
+            forget_gone(self._mounts)
+        except (MounterError, OSError) as error:
+            log.warning("not_released", error=str(error))
         self._state = claim(self._mounts, self._request)
 
     async def _open(self) -> Wanted:
         opened, wanted = await open_wanted(self._store, self._mounts, self._uses, self._request, self._config)
         self._change(layers=[MountedLayer(one.layer, one.digest) for one in opened])
-        for notice in await to_thread.run_sync(differences, self._store, wanted):
-            self._reporter.tell(Notice(notice))
         return wanted
+
+    def _look(self, wanted: Wanted) -> Wanted:
+        """What depends on how the layers look, now that somebody has looked at each."""
+        if not wanted.alone:
+            for text in differences(self._store, wanted):
+                self._reporter.tell(Notice(text))
+        return lay_below(self._store, self._mounts, self._request, wanted)
 
     async def _bring(self, wanted: Wanted, incomplete: Sequence[str]) -> None:
         """From layers that are not complete to a native mount."""
@@ -169,15 +177,36 @@ class Keeper:
                         self._came(layer)
                 for layer in incomplete:
                     await streams.prefetched(layer)
-                view = await self._lazy_view(wanted, streams, await self._gates.current())
-                await to_thread.run_sync(self._mount, view, MountKind.LAZY)
-                self._reporter.tell(Mounted(len(wanted.chain), len(wanted.chain) - len(self._missing)))
-                layers = [link.layer for link in wanted.chain]
-                tasks.start_soon(report_progress, self._reporter, self._store, streams, layers)
-                tasks.start_soon(self._watch_mount, changes)
-                await self._completed.wait()
-                await self._swap(native_view(self._store, wanted))
+                wanted = await to_thread.run_sync(self._look, wanted)
+                view = await self._lazy_view(wanted, streams, await self._gate())
+                if view is None:
+                    await self._mount_native(wanted)
+                else:
+                    await to_thread.run_sync(self._mount, view, MountKind.LAZY)
+                    self._reporter.tell(Mounted(len(wanted.chain), len(wanted.chain) - len(self._missing)))
+                    layers = [link.layer for link in wanted.chain]
+                    tasks.start_soon(report_progress, self._reporter, self._store, streams, layers)
+                    tasks.start_soon(self._watch_mount, changes)
+                    await self._completed.wait()
+                    await self._swap(native_view(self._store, wanted))
                 tasks.cancel_scope.cancel()
+
+    async def _mount_native(self, wanted: Wanted) -> None:
+        await to_thread.run_sync(self._mount, native_view(self._store, wanted), MountKind.NATIVE)
+        self._reporter.tell(Mounted(len(wanted.chain), len(wanted.chain)))
+
+    async def _gate(self) -> Gate:
+        """The gate, seen from here. Raises LazyImpossible."""
+        try:
+            gate = await self._gates.current()
+        except Unavailable as error:
+            raise LazyImpossible(str(error)) from error
+        if not await to_thread.run_sync(self._sees_gate):
+            raise LazyImpossible(f"the mounter of {self._store.root} runs in another mount namespace")
+        return gate
+
+    def _sees_gate(self) -> bool:
+        return bool(mounts_on(os.path.join(os.path.realpath(self._store.root), "gate")))
 
     async def _follow_config(self, streams: LayerStreams) -> None:
         """Take over limits and registry settings as the configuration file changes."""
@@ -188,7 +217,10 @@ class Keeper:
             streams.keep_free(min_free(config.cache, free_space(self._store.root)))
 
         apply(self._config)
-        await watch_config(self._request.config or DEFAULT_CONFIG, [credentials], apply)
+        try:
+            await watch_config(self._request.config or DEFAULT_CONFIG, [credentials], apply)
+        except* OSError as errors:  # the system has no watch left
+            log.warning("config_not_watched", error=str(errors.exceptions[0]))
 
     async def _watch_mount(self, changes: MountChanges) -> None:
         while True:
@@ -207,11 +239,11 @@ class Keeper:
         if not self._missing:
             self._completed.set()
 
-    async def _lazy_view(self, wanted: Wanted, streams: LayerStreams, gate: Gate) -> View:
-        """The view of a chain that is not complete, mounting what that needs."""
+    async def _lazy_view(self, wanted: Wanted, streams: LayerStreams, gate: Gate) -> View | None:
+        """The view of a chain that is not complete, mounting what that needs; None if it is by now."""
         native, rest = await to_thread.run_sync(split_chain, self._store, wanted.chain)
         if not rest:
-            return native_view(self._store, wanted)
+            return None
         if wanted.raw:
             return tree_view(self._store, wanted, gate.mode)
         if gate.mode is Mode.STUB:
@@ -232,9 +264,10 @@ class Keeper:
             check_mountpoint(request.mountpoint)
             if request.rw is not None:
                 assert isinstance(view, Overlay), "what is writable is an overlay"
-                make_upper(request.rw)
-                if self._taken.made_rw:
-                    dress_upper(request.rw, view.lower[0])
+                with mount_failures(f"{request.rw} cannot be an upper directory", request.rw):
+                    make_upper(request.rw)
+                    if self._taken.made_rw:
+                        dress_upper(request.rw, view.lower[0])
             mount_view(view, request.mountpoint, self._keep_ids)
             self._change(kind=kind)
         log.info("mounted", mountpoint=request.mountpoint, source=request.source, kind=kind.value)

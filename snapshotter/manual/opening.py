@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-
-from anyio import to_thread
 
 from fetcher.errors import SourceNotFound
 from fetcher.manifest import Platform
@@ -40,13 +39,23 @@ async def open_wanted(
         opener = LayerOpener(store, uses, allow_unverified_toc=config.lazy.allow_unverified_toc)
         opened = await opener.open(image)
     chain = tuple(distinct([LazyLink(one.layer) for one in reversed(opened)]))
-    alone = request.layer is not None
-    if len(chain) > 1 or (alone and request.rw is None):
-        return opened, Wanted(chain, alone, request.rw, None)
+    return opened, Wanted(chain, request.layer is not None, request.rw)
+
+
+def lay_below(store: LayerStore, mounts: ManualMounts, request: MountRequest, wanted: Wanted) -> Wanted:
+    """The same with a directory for what has to lie below the lowest layer, if anything.
+
+    Blocking, and cheaper once the layers have META. Raises FetchError, OSError.
+    """
+    if wanted.raw:
+        return wanted
+    lowest = wanted.chain[-1].layer
+    whiteouts = store.shape(lowest).whiteouts
+    if len(wanted.chain) > 1 and not whiteouts:
+        return wanted
     below = mounts.below(request.id)
-    tree = await to_thread.run_sync(store.tree, chain[0].layer)
-    await to_thread.run_sync(make_below, below, tree)
-    return opened, Wanted(chain, alone, request.rw, below)
+    make_below(below, store.tree(lowest) if whiteouts else None)
+    return dataclasses.replace(wanted, below=below)
 
 
 def differences(store: LayerStore, wanted: Wanted) -> list[str]:

@@ -33,9 +33,9 @@ def measure(store: LayerStore, layers: Iterable[str]) -> Progress:
 async def report_progress(
     reporter: Reporter, store: LayerStore, streams: LayerStreams, layers: Sequence[str]
 ) -> None:
-    """Tell it twice a second, and of each failure once, until cancelled."""
+    """Tell it twice a second, and of each failure once, for as long as somebody listens."""
     told: set[str] = set()
-    while True:
+    while not reporter.kept:
         reporter.tell(measure(store, layers))
         for layer in layers:
             state, reason = streams.state(layer)

@@ -25,13 +25,13 @@ from snapshotter.manual.upper import work_path
 class Wanted:
     """What the user wants to see; `chain` has distinct layers, the uppermost first.
 
-    `below` is a directory that lies below a merged layer which has none beneath it (`make_below`).
+    `below` is a directory that has to lie below the lowest layer (`make_below`).
     """
 
     chain: tuple[LazyLink, ...]
     alone: bool
     upper: str | None
-    below: str | None
+    below: str | None = None
 
     @property
     def raw(self) -> bool:
@@ -44,14 +44,14 @@ class Wanted:
         return [] if self.below is None else [self.below]
 
 
-def make_below(directory: str, tree: LayerTree) -> None:
-    """Make what has to lie below the only layer of a merged tree. Raises OSError.
+def make_below(directory: str, tree: LayerTree | None) -> None:
+    """Make what lies below the lowest layer of a merged tree; `tree` is that layer's. Raises OSError.
 
-    That is an empty directory, since overlayfs wants two at least, and in it each directory in which the
-    layer has a whiteout: only where directories are merged does overlayfs leave whiteouts out of a listing.
+    That is an empty directory, as overlayfs wants two at least, and in it each directory in which the layer
+    has a whiteout: only where directories are merged does overlayfs leave whiteouts out of a listing.
     """
     os.mkdir(directory, 0o755)
-    for path, node in tree.nodes.items():
+    for path, node in tree.nodes.items() if tree is not None else ():
         if node.kind is Kind.WHITEOUT:
             os.makedirs(os.path.join(directory, os.path.dirname(path)), exist_ok=True)
 

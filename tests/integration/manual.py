@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 from uuid import uuid4
 
-import msgspec
-
 from mounter.swap import mounts_on
-from snapshotter.manual.listing import ListedMount
+from snapshotter.manual.listing import ListedMount, list_mounts
 from tests import estargz, oci
 from tests.estargz import chardev, dir, file, hardlink, opaque, symlink, whiteout
 from tests.integration.harness import LAYERGATE, call, mounts
@@ -149,9 +147,8 @@ class ManualNode:
         return Ended(command.returncode, output, errors)
 
     def listed(self) -> list[ListedMount]:
-        """What `layergate mounts --json` says."""
-        text = self.run("mounts", "--json").output
-        return msgspec.convert(json.loads(text)["mounts"], list[ListedMount])
+        """What `layergate mounts` would show, without the time that a command takes."""
+        return list_mounts(self.root).mounts
 
     def state(self, mountpoint: str) -> ListedMount:
         """What it says of one mountpoint."""

@@ -149,7 +149,7 @@ class Node:
     def events(self, name: str) -> list[dict[str, str]]:
         """The log's lines of one event, as key and value."""
         with open(os.path.join(self.directory, "layergate", "layergate.log"), encoding="utf-8") as log:
-            lines = [shlex.split(line) for line in log if f" event={name}" in line]
+            lines = [shlex.split(line) for line in log if f" event={name} " in line and line.endswith("\n")]
         return [dict(word.partition("=")[::2] for word in words) for words in lines]
 
     def event(self, name: str, **values: str) -> dict[str, str] | None:

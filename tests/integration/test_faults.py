@@ -352,7 +352,7 @@ def test_streams_go_on_where_a_connection_dropped(node: Node, registry: FaultyRe
     assert state is not None
     assert node.plain_files(state.layer) == files
     # What had come was not fetched again, but for what a reset took away in the kernel.
-    assert registry.sent["blob"] - sent <= len(layer.blob) + 3 * (64 << 10)
+    assert registry.sent["blob"] - sent <= len(layer.blob) + 3 * 70_000
 
 
 def test_a_token_that_expires_while_a_container_runs_is_got_anew(

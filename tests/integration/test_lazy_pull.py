@@ -27,7 +27,7 @@ def test_an_image_is_pulled_and_runs_before_its_layers_are_here(
 ) -> None:
     layout = read_layout(image.optimized)
     reference = by_way_of(throttle, references.optimized)
-    throttle.rate = 4_000_000
+    throttle.rate = 2_000_000
     with running_node(directory) as node:
         printed = node.pull(reference)
         fetched = throttle.bytes
@@ -35,7 +35,7 @@ def test_an_image_is_pulled_and_runs_before_its_layers_are_here(
         assert "4 layers (4 lazy), 0.0 MB downloaded" in printed
         assert len(incomplete(node.layergate)) == 4
 
-        throttle.rate = 6_000_000
+        throttle.rate = 5_000_000
         assert node.run(reference, recipe.COMMAND) == recipe.OUTPUT
         assert incomplete(node.layergate)
         assert throttle.bytes < layout.size

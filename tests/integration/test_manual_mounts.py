@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -195,6 +196,19 @@ def test_a_layer_that_comes_twice_and_a_directory_without_an_entry(node: ManualN
     assert os.stat(f"{target}/etc").st_mode & 0o777 == 0o755
 
 
+def test_whiteouts_that_hide_nothing_are_not_listed(node: ManualNode) -> None:
+    lowest = estargz.build([dir("only/"), file("only/here", b"here"), whiteout("only/gone")])
+    source = write_layout(f"{node.directory}/layout", oci.image([lowest, estargz.build([file("other")])]))
+    target = node.mountpoint()
+    node.run("mount", source, target)
+    for state in ("lazy", "native"):
+        assert node.state(target).state == state
+        assert os.listdir(f"{target}/only") == ["here"]
+        assert read(target, "only/here") == b"here"
+        if state == "lazy":
+            finish(node, target)
+
+
 def test_wait_returns_when_the_mount_is_native(
     node: ManualNode, registry: Registry, throttle: Throttle
 ) -> None:
@@ -229,6 +243,26 @@ def test_what_is_here_already_is_mounted_natively_at_once_and_not_fetched(
     assert throttle.bytes - fetched < 20_000, "the manifest and no layer"
     assert difference(shown, scan(target)) == []
     node.until_no_process()
+
+
+def test_what_is_mounted_is_listed_for_people_and_programs(node: ManualNode, layout: str) -> None:
+    one, other = node.mountpoint("one"), node.mountpoint("other")
+    assert node.run("mounts").output == "nothing is mounted by hand\n"
+    node.run("mount", layout, one)
+    node.run("mount", "--layer", "2", layout, other)
+    listed = json.loads(node.run("mounts", "--json").output)["mounts"]
+    assert [(mount["mountpoint"], mount["state"], mount["alone"]) for mount in listed] == [
+        (one, "lazy", False),
+        (other, "lazy", True),
+    ]
+    digests = [layer.digest for layer in small_image().layers]
+    assert [layer["digest"] for layer in listed[0]["layers"]] == digests
+    assert listed[1]["bytes_total"] > listed[1]["bytes_done"] >= 0
+    shown = node.run("mounts").output
+    assert max(map(len, shown.splitlines())) <= 80
+    assert digests[1].removeprefix("sha256:")[:12] in shown
+    node.run("umount", one, other)
+    assert json.loads(node.run("mounts", "--json").output) == {"mounts": []}
 
 
 def test_two_mounts_of_one_image_fetch_each_layer_once(

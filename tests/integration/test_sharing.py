@@ -176,6 +176,7 @@ def test_an_image_that_is_removed_while_it_streams_goes_on_where_it_was(
         layergate = node.layergate
         node.pull(reference)
         until_half_is_here(layergate, layout)
+        throttle.rate = 4_000_000
         node.containerd.ctr("images", "remove", "--sync", reference)
         until(lambda: layergate.log_end().count("event=layer_not_wanted"), "streaming to end")
         assert snapshots(node) == {}

@@ -40,7 +40,7 @@ def test_complete_layers_need_nothing_of_ours(
     references: References, throttle: Throttle, directory: str
 ) -> None:
     reference = by_way_of(throttle, references.optimized)
-    throttle.rate = 10_000_000
+    throttle.rate = 5_000_000
     with running_node(directory, config=QUICK + NATIVE) as node:
         layergate, containerd = node.layergate, node.containerd
         node.pull(reference)
@@ -76,7 +76,7 @@ def test_a_container_takes_the_swap_when_it_is_started_again(
     references: References, throttle: Throttle, directory: str
 ) -> None:
     reference = by_way_of(throttle, references.optimized)
-    throttle.rate = 10_000_000
+    throttle.rate = 5_000_000
     with running_node(directory, config=QUICK) as node:
         layergate, containerd = node.layergate, node.containerd
         node.pull(reference)

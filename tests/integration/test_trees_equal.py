@@ -61,7 +61,7 @@ def test_trees_are_equal_while_layers_stream_and_afterwards(
 ) -> None:
     reference = by_way_of(throttle, references.optimized)
     top = ordinary.layout.chain_id
-    throttle.rate = 8_000_000
+    throttle.rate = 3_000_000
     with running_node(directory, config=QUICK) as node:
         node.pull(reference)
         with root_file_system(node.containerd, top, f"{directory}/lazy") as lazy:

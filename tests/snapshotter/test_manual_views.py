@@ -68,13 +68,13 @@ class TestViews:
     """Bind mounts, overlays and their options."""
 
     def test_a_layer_alone_is_bound_as_it_is(self, store: LayerStore) -> None:
-        wanted = Wanted((A,), True, None, None)
+        wanted = Wanted((A,), True, None)
         assert native_view(store, wanted) == Bind(store.fs(A.layer))
         assert tree_view(store, wanted, Mode.GATE) == Bind(f"{store.root}/gate/trees/{A.layer}/fs")
         assert tree_view(store, wanted, Mode.STUB) == Bind(f"{store.root}/gate/{A.layer}/fs")
 
     def test_an_image_is_an_overlay_of_distinct_layers(self, store: LayerStore) -> None:
-        view = native_view(store, Wanted((A, B), False, None, None))
+        view = native_view(store, Wanted((A, B), False, None))
         assert view == Overlay([store.fs(A.layer), store.fs(B.layer)], {"metacopy": "off"})
         assert isinstance(view, Overlay)
         assert view.read_only
@@ -84,13 +84,13 @@ class TestViews:
         assert view == Overlay([store.fs(A.layer), "/below"], {"metacopy": "off"})
 
     def test_a_lazy_lower_alone_is_bound(self) -> None:
-        wanted = Wanted((A,), False, None, None)
+        wanted = Wanted((A,), False, None)
         assert merged(wanted, ["/lazy"], turn="lazy", lazy=True) == Bind("/lazy")
         view = merged(wanted, ["/native", "/lazy"], turn="lazy", lazy=True)
         assert view == Overlay(["/native", "/lazy"], {"xino": "on", "metacopy": "off"})
 
     def test_what_is_writable_copies_up_whole_and_may_change_its_lower_directories(self) -> None:
-        view = merged(Wanted((A,), True, "/dir/upper", None), ["/lower"], turn="native")
+        view = merged(Wanted((A,), True, "/dir/upper"), ["/lower"], turn="native")
         assert isinstance(view, Overlay)
         assert not view.read_only
         assert view.options == {
@@ -108,6 +108,8 @@ class TestViews:
             tree(directory("a"), directory("a/b"), whiteout("a/b/gone"), directory("c"), file("c/here")),
         )
         assert [str(path.relative_to(below)) for path in sorted(below.rglob("*"))] == ["a", "a/b"]
+        make_below(str(tmp_path / "empty"), None)
+        assert list((tmp_path / "empty").iterdir()) == []
 
 
 class TestWords:
