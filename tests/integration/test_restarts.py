@@ -20,7 +20,6 @@ from tests.integration.lazy import (
     lowerdirs,
     plain_directories,
     read_layout,
-    reading,
     snapshots,
     start_again,
     status,
@@ -30,6 +29,7 @@ from tests.integration.lazy import (
     until_prefetched,
 )
 from tests.integration.node import ON_DEMAND, running_node
+from tests.integration.reader import reading
 
 pytestmark = pytest.mark.containerd
 
