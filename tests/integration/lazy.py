@@ -39,6 +39,19 @@ def until(look: Callable[[], object], what: str) -> None:
         time.sleep(0.1)
 
 
+def until_started(container: Container) -> None:
+    """Wait until the container's `sleep` sleeps, so that what its own start asks for is over."""
+    pid = container.pid
+
+    def asleep() -> bool:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            name, _, rest = file.read().partition("(")[2].rpartition(")")
+        # S is its sleep; while it waits for a file it is in D.
+        return (name, rest.split()[0]) == ("sleep", "S")
+
+    until(asleep, "the container to be done with its start")
+
+
 def until_none(look: Callable[[], Collection[object]], what: str) -> None:
     """Return as soon as `look` gives nothing any more; fails with what is left after PATIENCE."""
     deadline = time.monotonic() + PATIENCE

@@ -27,6 +27,7 @@ from tests.integration.lazy import (
     until_complete,
     until_half_is_here,
     until_prefetched,
+    until_started,
 )
 from tests.integration.node import ON_DEMAND, program_files, running_node
 
@@ -127,6 +128,8 @@ def test_containers_share_what_was_fetched_on_demand(
             node.containerd.container(references[1], sleep, snapshotter=name) as three,
         ):
             assert lowerdirs(one) == lowerdirs(two) != lowerdirs(three)
+            for container in (one, two, three):
+                until_started(container)
             asked = counting(node.layergate)
             before = throttle.bytes
             found = []
