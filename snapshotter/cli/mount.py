@@ -118,20 +118,23 @@ def command(
         plain_http=plain_http,
         config=None if config_path is None else os.path.abspath(config_path),
     )
+    # What was done goes to standard output once nothing is drawn on the terminal any more.
     with display(live=sys.stderr.isatty() and (wait or foreground)) as shown:
         if foreground:
-            return _in_foreground(request, config, shown)
-        _in_background(request, config, shown, wait=wait)
-    return 0
+            code, said = _in_foreground(request, config, shown)
+        else:
+            code, said = 0, _in_background(request, config, shown, wait=wait)
+    click.echo(said, err=code != 0)
+    return code
 
 
 def _in_background(
     request: MountRequest, config: Config, shown: LiveDisplay | PlainDisplay, *, wait: bool
-) -> None:
+) -> str:
     import traceback
 
     from snapshotter.cli.exit_codes import exit_code, is_ours, sole_cause
-    from snapshotter.manual.messages import Complete, Failed, Message, Mounted
+    from snapshotter.manual.messages import Failed, Message, Mounted
     from snapshotter.manual.mounting import mount_in_background
 
     def explain(error: Exception) -> Failed:
@@ -142,11 +145,12 @@ def _in_background(
         trace = "".join(traceback.format_exception(error))[-_LONGEST:]
         return Failed(f"internal error\n{trace}".rstrip(), 1)
 
+    said = f"{request.mountpoint}: mounted, complete"
+
     def show(message: Message) -> None:
+        nonlocal said
         if isinstance(message, Mounted) and not wait:
-            click.echo(_summary(request.mountpoint, message))
-        elif isinstance(message, Complete):
-            click.echo(f"{request.mountpoint}: mounted, complete")
+            said = f"{request.mountpoint}: {_summary(message)}"
         else:
             shown.show(message)
 
@@ -155,26 +159,25 @@ def _in_background(
 
     signal.signal(signal.SIGTERM, terminated)
     mount_in_background(request, config, explain=explain, show=show, wait=wait)
+    return said
 
 
-def _in_foreground(request: MountRequest, config: Config, shown: LiveDisplay | PlainDisplay) -> int:
+def _in_foreground(
+    request: MountRequest, config: Config, shown: LiveDisplay | PlainDisplay
+) -> tuple[int, str]:
     from snapshotter.cli.mount_progress import DisplayReporter
     from snapshotter.manual.keeper import Ending
     from snapshotter.manual.mounting import mount_in_foreground
 
     ending = mount_in_foreground(request, config, DisplayReporter(shown))
     if ending is Ending.COMPLETE:
-        click.echo(f"{request.mountpoint}: mounted, complete")
-        return 0
-    click.echo(f"layergate: {ending.value}", err=True)
-    return {Ending.INTERRUPTED: 128 + signal.SIGINT, Ending.TERMINATED: 128 + signal.SIGTERM}.get(ending, 1)
+        return 0, f"{request.mountpoint}: mounted, complete"
+    codes = {Ending.INTERRUPTED: 128 + signal.SIGINT, Ending.TERMINATED: 128 + signal.SIGTERM}
+    return codes.get(ending, 1), f"layergate: {ending.value}"
 
 
-def _summary(mountpoint: str, mounted: object) -> str:
-    from snapshotter.manual.messages import Mounted
-
-    assert isinstance(mounted, Mounted)
+def _summary(mounted: Mounted) -> str:
     layers = "1 layer" if mounted.layers == 1 else f"{mounted.layers} layers"
     if mounted.complete == mounted.layers:
-        return f"{mountpoint}: mounted, {layers}, complete"
-    return f"{mountpoint}: mounted, {layers}, {mounted.complete} complete, the rest streams"
+        return f"mounted, {layers}, complete"
+    return f"mounted, {layers}, {mounted.complete} complete, the rest streams"

@@ -44,10 +44,10 @@ def until_started(container: Container) -> None:
     pid = container.pid
 
     def asleep() -> bool:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-            name, _, rest = file.read().partition("(")[2].rpartition(")")
-        # S is its sleep; while it waits for a file it is in D.
-        return (name, rest.split()[0]) == ("sleep", "S")
+        # Where in the kernel it waits: in its sleep, or for a file (request_wait_answer and the like).
+        with open(f"/proc/{pid}/wchan", encoding="utf-8") as file:
+            place = file.read()
+        return "nanosleep" in place or "pause" in place
 
     until(asleep, "the container to be done with its start")
 
