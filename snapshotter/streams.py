@@ -244,7 +244,7 @@ class LayerStreams:
             await to_thread.run_sync(uses.add, job.layer)
             with job.scope:
                 while True:
-                    report = await self._attempt(job)
+                    report = await self._tried(job)
                     if not isinstance(report, Failed):
                         break
                     log.warning("layer_failed", layer=job.layer, kind=report.kind, error=report.message)
@@ -264,6 +264,15 @@ class LayerStreams:
         if self._store.is_complete(job.layer):
             log.info("layer_complete", layer=job.layer)
             self._completed(job.layer)
+
+    async def _tried(self, job: _Job) -> Report:
+        """`_attempt`, whatever goes wrong in it."""
+        try:
+            return await self._attempt(job)
+        except Exception as error:
+            # No process to be had, or a defect of ours: it costs this layer a try, not the node its snapshotter.
+            log.exception("layer_attempt_broken", layer=job.layer)
+            return Failed(type(error).__name__, f"internal error: {error}", True)
 
     async def _attempt(self, job: _Job) -> Report:
         """One try, prepare and then stream; the worker's last report."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import threading
 from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -34,6 +35,8 @@ _PRELOAD: Final = ["snapshotter.worker", "anyio._backends._asyncio", "httpx"]
 _END_SECONDS: Final = 5.0
 
 _context = multiprocessing.get_context("forkserver")
+_table = threading.Lock()
+"""multiprocessing looks through all its processes at each start, and fails on one that is just being closed."""
 
 
 def start_fork_server() -> None:
@@ -59,7 +62,7 @@ class Worker:
         self._pipe, theirs = _context.Pipe()
         self._process = _context.Process(target=run_worker, args=(self._task, theirs), daemon=True)
         try:
-            await to_thread.run_sync(self._process.start)
+            await to_thread.run_sync(self._start)
         except BaseException:
             self._pipe.close()
             raise
@@ -76,12 +79,17 @@ class Worker:
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(self._end)
 
+    def _start(self) -> None:
+        with _table:
+            self._process.start()
+
     def _end(self) -> None:
         self._process.join(_END_SECONDS)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-        self._process.close()
+        with _table:
+            self._process.close()
 
     async def until_prefetched(self) -> Report:
         """Wait for the prefetch range or an end before that; calls `sound` and `ready` on the way."""

@@ -11,8 +11,11 @@ import click
 from snapshotter.cli.options import config_option, root_option, verbose_option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from snapshotter.cli.mount_progress import LiveDisplay, PlainDisplay
     from snapshotter.config import Config
+    from snapshotter.manual.messages import Mounted
     from snapshotter.manual.request import MountRequest
 
 _LONGEST = 30_000
@@ -94,6 +97,7 @@ def command(
     import os
     import secrets
     import sys
+    from contextlib import ExitStack
 
     from fetcher.manifest import Platform
     from snapshotter.cli.mount_progress import display
@@ -118,19 +122,29 @@ def command(
         plain_http=plain_http,
         config=None if config_path is None else os.path.abspath(config_path),
     )
+    live = sys.stderr.isatty() and (wait or foreground)
     # What was done goes to standard output once nothing is drawn on the terminal any more.
-    with display(live=sys.stderr.isatty() and (wait or foreground)) as shown:
-        if foreground:
+    if foreground:
+        with display(live=live) as shown:
             code, said = _in_foreground(request, config, shown)
-        else:
-            code, said = 0, _in_background(request, config, shown, wait=wait)
+    else:
+        with ExitStack() as stack:
+            code, said = (
+                0,
+                _in_background(request, config, lambda: stack.enter_context(display(live=live)), wait=wait),
+            )
     click.echo(said, err=code != 0)
     return code
 
 
 def _in_background(
-    request: MountRequest, config: Config, shown: LiveDisplay | PlainDisplay, *, wait: bool
+    request: MountRequest,
+    config: Config,
+    begin: Callable[[], LiveDisplay | PlainDisplay],
+    *,
+    wait: bool,
 ) -> str:
+    """`begin` is called when the keeper is forked off: a display has threads and takes standard error."""
     import traceback
 
     from snapshotter.cli.exit_codes import exit_code, is_ours, sole_cause
@@ -147,11 +161,14 @@ def _in_background(
 
     said = f"{request.mountpoint}: mounted, complete"
 
+    shown: LiveDisplay | PlainDisplay | None = None
+
     def show(message: Message) -> None:
-        nonlocal said
+        nonlocal said, shown
         if isinstance(message, Mounted) and not wait:
             said = f"{request.mountpoint}: {_summary(message)}"
         else:
+            shown = shown or begin()
             shown.show(message)
 
     def terminated(number: int, _frame: FrameType | None) -> None:

@@ -81,7 +81,8 @@ class KeeperProcess:
 def start_keeper(run: Callable[[SocketReporter], None], log: str) -> Iterator[KeeperProcess]:
     """Fork a process that does `run` and ends. If the block fails or is interrupted, everything is undone.
 
-    `run` may raise nothing; `log` is the file that its output goes to.
+    `run` may raise nothing; `log` is the file that its output goes to. Only the thread that calls this goes
+    on in the new process: no other may hold a lock of what `run` needs.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()

@@ -22,6 +22,9 @@ from tests.integration.processes import REPOSITORY, is_running, send, unmount_be
 SLOW: Final = "[stream]\nbytes_per_second = 1\n"
 """A configuration under which a layer is never complete, but for what is asked for."""
 
+LARGE: Final = b"".join(number.to_bytes(4, "big") for number in range(300_000))
+"""What is in srv/large of the small image."""
+
 _MARK: Final = "LAYERGATE_MANUAL"
 
 BOTTOM: Final = [
@@ -42,7 +45,7 @@ MIDDLE: Final = [
     dir("srv/"),
     file("srv/small", b"beta"),
     file("srv/gone", b"until somebody removes it"),
-    file("srv/large", b"".join(number.to_bytes(4, "big") for number in range(300_000))),
+    file("srv/large", LARGE),
     whiteout("etc/hidden"),
     dir("etc/", mode=0o755),
 ]
@@ -123,7 +126,9 @@ class ManualNode:
         os.makedirs(path, exist_ok=True)
         return path
 
-    def start(self, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, prefix: Sequence[str] = (), stderr: int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
         """Start `layergate ARGUMENTS`, behind another program's words if `prefix` says so."""
         name, *rest = arguments
         options = ["--root", self.root, *(["--config", self._config] if name == "mount" else [])]
@@ -131,7 +136,7 @@ class ManualNode:
             [*prefix, *LAYERGATE, name, *options, *rest],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             cwd=REPOSITORY,
             env=os.environ | {_MARK: self._mark},

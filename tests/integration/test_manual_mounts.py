@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from tests.integration.harness import Containerd, Layergate, Registry, Throttle,
 from tests.integration.image import RealImage
 from tests.integration.lazy import by_way_of, until_complete
 from tests.integration.manual import (
+    LARGE,
     MIDDLE,
     SLOW,
     ManualNode,
@@ -32,8 +32,6 @@ from tests.integration.node import Node, eventually
 from tests.trees import difference, scan
 
 pytestmark = pytest.mark.containerd
-
-LARGE = b"".join(number.to_bytes(4, "big") for number in range(300_000))
 
 
 @pytest.fixture
@@ -209,25 +207,6 @@ def test_whiteouts_that_hide_nothing_are_not_listed(node: ManualNode) -> None:
             finish(node, target)
 
 
-def test_wait_returns_when_the_mount_is_native(
-    node: ManualNode, registry: Registry, throttle: Throttle
-) -> None:
-    node.configure("")
-    reference = by_way_of(throttle, oci.push(registry.host, "manual/small", small_image()))
-    throttle.rate = 200_000
-    target = node.mountpoint()
-    waiting = node.start("mount", "--plain-http", "--wait", reference, target)
-    eventually(lambda: node.mount_ids(target), "the mount")
-    assert waiting.poll() is None
-    assert node.state(target).state == "lazy"
-    throttle.rate = 0
-    output, errors = waiting.communicate(timeout=100)
-    assert (waiting.returncode, output) == (0, f"{target}: mounted, complete\n"), errors
-    assert node.state(target).state == "native"
-    node.until_no_process()
-    assert read(target, "srv/large") == LARGE
-
-
 def test_what_is_here_already_is_mounted_natively_at_once_and_not_fetched(
     node: ManualNode, registry: Registry, throttle: Throttle
 ) -> None:
@@ -243,26 +222,6 @@ def test_what_is_here_already_is_mounted_natively_at_once_and_not_fetched(
     assert throttle.bytes - fetched < 20_000, "the manifest and no layer"
     assert difference(shown, scan(target)) == []
     node.until_no_process()
-
-
-def test_what_is_mounted_is_listed_for_people_and_programs(node: ManualNode, layout: str) -> None:
-    one, other = node.mountpoint("one"), node.mountpoint("other")
-    assert node.run("mounts").output == "nothing is mounted by hand\n"
-    node.run("mount", layout, one)
-    node.run("mount", "--layer", "2", layout, other)
-    listed = json.loads(node.run("mounts", "--json").output)["mounts"]
-    assert [(mount["mountpoint"], mount["state"], mount["alone"]) for mount in listed] == [
-        (one, "lazy", False),
-        (other, "lazy", True),
-    ]
-    digests = [layer.digest for layer in small_image().layers]
-    assert [layer["digest"] for layer in listed[0]["layers"]] == digests
-    assert listed[1]["bytes_total"] > listed[1]["bytes_done"] >= 0
-    shown = node.run("mounts").output
-    assert max(map(len, shown.splitlines())) <= 80
-    assert digests[1].removeprefix("sha256:")[:12] in shown
-    node.run("umount", one, other)
-    assert json.loads(node.run("mounts", "--json").output) == {"mounts": []}
 
 
 def test_two_mounts_of_one_image_fetch_each_layer_once(
