@@ -36,7 +36,7 @@ _END_SECONDS: Final = 5.0
 
 _context = multiprocessing.get_context("forkserver")
 _table = threading.Lock()
-"""multiprocessing looks through all its processes at each start, and fails on one that is just being closed."""
+"""multiprocessing looks through its processes at each start, and fails on one that is just being closed."""
 
 
 def start_fork_server() -> None:
