@@ -270,7 +270,7 @@ class LayerStreams:
         try:
             return await self._attempt(job)
         except Exception as error:
-            # No process to be had, or a defect of ours: it costs the layer a try, not the node its snapshotter.
+            # No process to be had, or a defect of ours: it costs the layer a try, and not the node its serve.
             log.exception("layer_attempt_broken", layer=job.layer)
             return Failed(type(error).__name__, f"internal error: {error}", True)
 
