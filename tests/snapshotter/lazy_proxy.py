@@ -7,12 +7,11 @@ every answer the test decides.
 from __future__ import annotations
 
 import os
-import tarfile
+import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import NoReturn
 
 import grpc
@@ -58,8 +57,8 @@ class LazyProxy(services.SnapshotsServicer):
             _refuse(context, grpc.StatusCode.ALREADY_EXISTS, "trust me")
         tar = self.lazy.get(request.labels.get(LAYER, ""))
         if tar is not None:
-            with tarfile.open(fileobj=BytesIO(tar)) as archive:
-                archive.extractall(f"{snapshot.directory}/fs", filter="fully_trusted")
+            # Not tarfile: its filters came with 3.11.4, and Debian 12 has 3.11.2.
+            subprocess.run(["tar", "-x", "-C", f"{snapshot.directory}/fs"], input=tar, check=True)
             self._commit(request.key, request.labels[REF], request.labels)
             _refuse(context, grpc.StatusCode.ALREADY_EXISTS, "made lazily")
         return messages.PrepareSnapshotResponse(mounts=[self._mount(snapshot)])
