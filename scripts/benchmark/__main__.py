@@ -7,11 +7,11 @@ import os
 import sys
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Final
 
 import click
 
+from fetcher.version import VERSION
 from scripts.benchmark import engines
 from scripts.benchmark.host import describe_host
 from scripts.benchmark.link import PROFILES, Link
@@ -84,7 +84,7 @@ def _measure(work: str, link_name: str, runs: int, *, reads: bool) -> Results:
             for form in _LAZY_FORMS:
                 lazy[form].append(bench.lazy(number, pushed[form]))
         return Results(
-            layergate=version("layergate"),
+            layergate=VERSION,
             host=host,
             profile=link.profile,
             link=measured,

@@ -186,10 +186,14 @@ class ManualNode:
         eventually(lambda: not self.processes(), "the end of every process")
 
     def kill_everything(self) -> None:
-        """SIGKILL to all of them, at once."""
+        """SIGKILL to all of them, at once; returns when they have ended."""
+        killed: set[int] = set()
         while found := self.processes():
+            killed.update(found)
             for pid in found:
                 send(pid, signal.SIGKILL)
+        # One that is ending has no environment any more, and may be about to let go of a lock still.
+        eventually(lambda: not any(map(is_running, killed)), "the end of what was killed")
 
     def nothing_is_mounted(self) -> bool:
         """Whether mountinfo has nothing below our directory."""
