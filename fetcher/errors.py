@@ -16,7 +16,7 @@
     └── StoreError                  the local disk refused; .errno
 
 Foreign exceptions become one of these at one boundary each: httpx in
-`fetcher.registry`, OSError in `fetcher.plain`.
+`fetcher.http`, OSError in `fetcher.plain`.
 """
 
 from __future__ import annotations

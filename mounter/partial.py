@@ -11,7 +11,6 @@ import hashlib
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import anyio
 
@@ -20,10 +19,7 @@ from fetcher.inflate import MemberInflater, inflate
 from fetcher.nodes import Chunk, Node
 from fetcher.pieces import mismatch, verified_piece
 from fetcher.plain import PlainFile, PlainLayer
-from fetcher.stream import WHOLE_MEMBER
-
-_WHOLE_OUTPUT: Final = 32 << 20
-"""Members are inflated in one go if no more than this comes out of them."""
+from fetcher.stream import WHOLE_MEMBER, WHOLE_OUTPUT
 
 
 @dataclass(slots=True)
@@ -196,7 +192,7 @@ class PieceWriter:
 def holds_whole(part: MemberPart, node: Node) -> bool:
     """Whether a member is small enough, packed and unpacked, for `PartialFile.store`."""
     output = max(node.chunks[index].inner_offset + node.chunks[index].size for index in part.indexes)
-    return part.end - part.offset <= WHOLE_MEMBER and output <= _WHOLE_OUTPUT
+    return part.end - part.offset <= WHOLE_MEMBER and output <= WHOLE_OUTPUT
 
 
 def members(node: Node, indexes: Iterable[int]) -> list[MemberPart]:

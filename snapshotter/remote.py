@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from fetcher.errors import InvalidReference
+from fetcher.manifest import TOC_DIGEST
 from fetcher.reference import parse_digest, parse_reference
 
-SNAPSHOT_REF: Final = "containerd.io/snapshot.ref"
-TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
 _CRI: Final = "containerd.io/snapshot/cri."
 _STARGZ: Final = "containerd.io/snapshot/remote/stargz."
 
@@ -53,6 +51,3 @@ def remote_layer(labels: Mapping[str, str]) -> RemoteLayer | None:
 
 def _digest(text: str | None) -> str | None:
     return parse_digest(text) if text else None
-
-
-__all__ = ["SNAPSHOT_REF", "TOC_DIGEST", "InvalidReference", "RemoteLayer", "remote_layer"]

@@ -22,7 +22,6 @@ from snapshotter.worker import (
     Continue,
     Failed,
     Order,
-    Prefetched,
     Ready,
     Report,
     Sound,
@@ -128,6 +127,3 @@ class Worker:
             code = self._process.exitcode
             return Failed("WorkerDied", f"the worker process ended without a word (exit code {code})", True)
         return report
-
-
-__all__ = ["Prefetched", "Worker", "start_fork_server"]
