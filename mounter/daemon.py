@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from fetcher.logs import get_logger
-from mounter.logfile import last_line
 from mounter.syscalls import detach, mount
 
 log = get_logger("layergate.mounter")
 
 READY: Final = "ready"
+"""What a mounter says to its starter once its gate is mounted; anything else says why it is not."""
 
+ALIVE: Final = "mounter.alive"
+"""In a root: each of its mounters has a shared flock on it, retired ones too, as long as it lives."""
 _FUSE_CONNECTIONS: Final = "/sys/fs/fuse/connections"
 _OOM_SCORE: Final = -500
 
 
-def no_report(text: str) -> None:
-    """Nobody waits."""
-
-
-def leave_starter(root: str) -> Callable[[str], None]:
-    """Go on in a grandchild of the caller; what is reported first ends the parent, 0 for READY."""
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        with open(reader, encoding="utf-8", errors="replace") as pipe:
-            said = pipe.readline().rstrip("\n")
-        if said != READY:
-            sys.stderr.write((said or last_line(os.path.join(root, "mounter.log"))) + "\n")
-            sys.stderr.flush()
-        os._exit(0 if said == READY else 1)
-    os.close(reader)
-    os.setsid()
-
-    def report(text: str) -> None:
-        nonlocal writer
-        if writer >= 0:
-            with contextlib.suppress(BrokenPipeError):  # the starter is dead: so much the more are we needed
-                os.write(writer, text.replace("\n", " ").encode() + b"\n")
-            os.close(writer)
-            writer = -1
-
-    return report
+def show_life(root: str) -> int:
+    """Hold ROOT/mounter.alive; the descriptor, for the process to keep. Raises OSError."""
+    fd = os.open(os.path.join(root, ALIVE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return fd
 
 
 def spare_from_oom() -> None:

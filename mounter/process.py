@@ -1,7 +1,5 @@
 """The mounter: the process that holds the FUSE session and fetches on demand.
 
-    python -m mounter.process --root ROOT [--mode gate|stub] [--settings-fd N] [--detach]
-
 One a root, guarded by the flock of ROOT/mounter.lock. It mounts ROOT/gate in the mount namespace that it
 is started in and serves ROOT/mounter.sock (`mounter.control`). It lives until the kernel drops its FUSE
 connection, which is when ROOT/gate is unmounted and the last mount that uses it is gone; or, once it is
@@ -18,19 +16,18 @@ Run in a service of systemd's it needs KillMode=process there, or it is killed w
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import errno
 import fcntl
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Final
 
 import anyio
-import msgspec
 import pyfuse3
 from anyio import to_thread
 from anyio.abc import TaskStatus
@@ -53,7 +50,7 @@ from mounter.control import (
     Warm,
 )
 from mounter.counters import Counters
-from mounter.daemon import READY, allow_many_files, leave_starter, let_many_wait, no_report, spare_from_oom
+from mounter.daemon import READY, allow_many_files, let_many_wait, show_life, spare_from_oom
 from mounter.errors import AlreadyRunning, MounterError, MountFailed
 from mounter.files import OpenFiles
 from mounter.gate import Gate
@@ -115,6 +112,7 @@ class MounterProcess:
         store = LayerStore(self.root)
         store.create_directories()
         self._lock = _lock(os.path.join(self.root, "mounter.lock"), patience=_LOCK_SECONDS)
+        show_life(self.root)
         self._tasks = anyio.create_task_group()
         self._server = ControlServer(self.root, self._answer, self._tasks)
         self._ondemand = OnDemand(store, self._open_blob, self._settings, self._tasks, self._counters)
@@ -324,33 +322,20 @@ def serve(
     anyio.run(process.run, ready, backend="trio")
 
 
-def main() -> int:
-    """The entry point; `mounter.client.start_mounter` is its only caller but operators."""
-    parser = argparse.ArgumentParser(prog="mounter.process", description="Hold a root's gate.")
-    parser.add_argument("--root", required=True)
-    parser.add_argument("--mode", choices=[Mode.GATE.value, Mode.STUB.value], default=Mode.GATE.value)
-    parser.add_argument("--settings-fd", type=int, help="a descriptor to read settings from, as JSON")
-    parser.add_argument("--detach", action="store_true", help="return when the gate is mounted")
-    arguments = parser.parse_args()
-    root = os.path.abspath(arguments.root)
-    settings = MounterSettings()
-    if arguments.settings_fd is not None:
-        with open(arguments.settings_fd, "rb") as file:
-            settings = msgspec.json.decode(file.read(), type=MounterSettings)
-    report = leave_starter(root) if arguments.detach else no_report
+def run_and_report(root: str, mode: Mode, settings: MounterSettings, starter: Connection) -> None:
+    """`serve` in a process that was forked for it; the starter hears READY, or why not."""
+
+    def report(text: str) -> None:
+        if not starter.closed:
+            with starter, contextlib.suppress(OSError):  # the starter is dead: so much the more are we needed
+                starter.send_bytes(text.encode(errors="replace"))
+
     try:
-        serve(root, Mode(arguments.mode), settings, ready=lambda: report(READY))
+        serve(root, mode, settings, ready=lambda: report(READY))
     except (MounterError, OSError) as error:
         log.error("not_started", error=str(error))
         report(str(error))
-        return 1
     except Exception as defect:
         # Nobody but the log is told: by now the starter has gone its way.
         log.exception("crashed")
         report(repr(defect))
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+from anyio import to_thread
 
 from fetcher.credentials import docker_config_path
 from fetcher.logs import configure_logs, get_logger
 from fetcher.sources import BlobSources
 from fetcher.store import LayerStore
+from mounter.forks import start_fork_server
+from snapshotter import commands, workers
 from snapshotter.admin import AdminService
 from snapshotter.cache.keeper import CacheKeeper
 from snapshotter.cache.served import ServedCache
@@ -82,6 +85,7 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
                     part.configure(changed)
                 keeper.configure(changed.cache)
 
+            await to_thread.run_sync(start_fork_server, (*workers.PRELOAD, *commands.PRELOAD))
             await tasks.start(streams.run)
             await gates.attach()
             tasks.start_soon(gates.run)
@@ -94,10 +98,9 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             tasks.start_soon(watch_config, config_path or DEFAULT_CONFIG, [credentials], apply)
             service = SnapshotsService(snapshotter)
             admin = AdminService(store.root, lazy, StatusReader(store, streams, gates, requests), cache)
-            async with serve_grpc(
-                address,
-                service.register,
-                admin.register,
+            async with (
+                serve_grpc(address, service.register, admin.register),
+                commands.serve_commands(address),
             ):
                 with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                     log.info("serving", address=address, root=store.root, pid=os.getpid())

@@ -33,7 +33,7 @@ from snapshotter.config import Config
 from snapshotter.errors import LayerFailed, Unavailable
 from snapshotter.places import Place, Preparing
 from snapshotter.worker import Continue, Failed, Prefetched, Report, Task
-from snapshotter.workers import Worker, start_fork_server
+from snapshotter.workers import Worker
 
 log = get_logger("layergate.streams")
 
@@ -126,7 +126,6 @@ class LayerStreams:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Work until cancelled, workers end with it; started once layers may be wanted."""
         async with anyio.create_task_group() as tasks:
-            await to_thread.run_sync(start_fork_server)
             self._tasks = tasks
             task_status.started()
             while True:

@@ -37,6 +37,7 @@ from fetcher.sources import BlobSources
 from fetcher.store import FileSource, LayerStore
 from fetcher.stream import LayerStream, Pause, missing_spans
 from mounter.errors import MounterError
+from mounter.forks import set_title
 from mounter.meta import ensure_meta
 
 log = get_logger("layergate.worker")
@@ -116,6 +117,7 @@ class _Stopped(Exception):
 def run_worker(task: Task, pipe: Connection) -> None:
     """Entry point in the forked process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_title(f"worker {task.layer}")
     configure_logs(task.log_level, layer=task.layer)
     try:
         anyio.run(_Worker(task, pipe).run)

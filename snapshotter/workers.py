@@ -7,10 +7,7 @@ in about 5 ms instead of the 200 ms of a fresh interpreter.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import threading
 from collections.abc import Callable
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Final, Self
@@ -18,6 +15,7 @@ from typing import Final, Self
 import anyio
 from anyio import to_thread
 
+from mounter import forks
 from snapshotter.worker import (
     Continue,
     Failed,
@@ -30,18 +28,9 @@ from snapshotter.worker import (
     run_worker,
 )
 
-_PRELOAD: Final = ["snapshotter.worker", "anyio._backends._asyncio", "httpx"]
+PRELOAD: Final = ("snapshotter.worker", "anyio._backends._asyncio", "httpx", "mounter.process", "trio")
+"""What workers and the mounter need, for the fork server to have it loaded."""
 _END_SECONDS: Final = 5.0
-
-_context = multiprocessing.get_context("forkserver")
-_table = threading.Lock()
-"""multiprocessing looks through its processes at each start, and fails on one that is just being closed."""
-
-
-def start_fork_server() -> None:
-    """Start the fork server with a worker's modules loaded; blocking. It ends with this process."""
-    _context.set_forkserver_preload(_PRELOAD)
-    forkserver.ensure_running()
 
 
 class Worker:
@@ -58,10 +47,9 @@ class Worker:
         self._streaming = False
 
     async def __aenter__(self) -> Self:
-        self._pipe, theirs = _context.Pipe()
-        self._process = _context.Process(target=run_worker, args=(self._task, theirs), daemon=True)
+        self._pipe, theirs = forks.pipe()
         try:
-            await to_thread.run_sync(self._start)
+            self._process = await to_thread.run_sync(forks.start, run_worker, self._task, theirs)
         except BaseException:
             self._pipe.close()
             raise
@@ -76,19 +64,7 @@ class Worker:
             self._pipe.send(Stop())
         self._pipe.close()
         with anyio.CancelScope(shield=True):
-            await to_thread.run_sync(self._end)
-
-    def _start(self) -> None:
-        with _table:
-            self._process.start()
-
-    def _end(self) -> None:
-        self._process.join(_END_SECONDS)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        with _table:
-            self._process.close()
+            await to_thread.run_sync(forks.close, self._process, _END_SECONDS)
 
     async def until_prefetched(self) -> Report:
         """Wait for the prefetch range or an end before that; calls `sound` and `ready` on the way."""

@@ -57,7 +57,7 @@ class Lazy:
     def pull_command(self, reference: str) -> list[str]:
         """The command that returns when containers can be started: `layergate pull`."""
         sockets = ["--containerd", self.containerd.address, "--address", self.layergate.socket]
-        return python("snapshotter.cli", "pull", *sockets, "--plain-http", reference)
+        return python("snapshotter.entry", "pull", *sockets, "--plain-http", reference)
 
     def wait_until_complete(self, image: PushedImage) -> None:
         """Return once every byte is here. Raises TimeoutError."""

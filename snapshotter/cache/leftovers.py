@@ -27,6 +27,7 @@ from contextlib import suppress
 from typing import Final
 
 from fetcher.store import KEY_LENGTH, LayerStore
+from mounter.daemon import ALIVE
 from mounter.errors import MounterError
 from mounter.lock import locked
 from mounter.lowers import Meta, lazy_lowers
@@ -228,18 +229,8 @@ def is_locked(path: str) -> bool:
 
 
 def mounter_runs(root: str) -> bool:
-    """Whether a mounter of `root` lives: the one with the lock, or a retired one that mounts still use."""
-    if is_locked(os.path.join(root, "mounter.lock")):
-        return True
-    roots = {os.fsencode(os.path.abspath(root)), os.fsencode(os.path.realpath(root))}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-                with open(f"/proc/{name}/cmdline", "rb") as file:
-                    words = file.read().split(b"\0")
-                if b"mounter.process" in words and not roots.isdisjoint(words):
-                    return True
-    return False
+    """Whether a mounter of `root` lives: the one in charge, or a retired one that mounts still use."""
+    return is_locked(os.path.join(root, ALIVE))
 
 
 def _lives(pid: str) -> bool:

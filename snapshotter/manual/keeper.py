@@ -30,6 +30,7 @@ from fetcher.demand import Slot
 from fetcher.logs import get_logger
 from fetcher.store import LayerStore
 from mounter.errors import MounterError, mount_failures
+from mounter.forks import start_fork_server
 from mounter.lowers import Directory, lazy_id, mount_lazy_lower
 from mounter.probe import Mode
 from mounter.swap import Overlay, View, mount_view, mounted_inside, mounts_on, swap_view, topmost
@@ -53,6 +54,7 @@ from snapshotter.manual.views import Wanted, merged, native_view, tree_view, tre
 from snapshotter.manual.watching import MountChanges, mount_changes
 from snapshotter.reload import watch_config
 from snapshotter.streams import LayerStreams
+from snapshotter.workers import PRELOAD
 
 log = get_logger("layergate.manual")
 
@@ -168,6 +170,7 @@ class Keeper:
         streams = LayerStreams(self._store, self._config, completed=self._came, slot=Slot.MANUAL)
         with mount_changes() as changes:
             async with anyio.create_task_group() as tasks:
+                await to_thread.run_sync(start_fork_server, PRELOAD)
                 await tasks.start(streams.run)
                 tasks.start_soon(self._gates.prepare)
                 tasks.start_soon(self._follow_config, streams)

@@ -70,7 +70,7 @@ address = "{socket}"
 """
 
 
-LAYERGATE: Final = (sys.executable, "-c", "from snapshotter.cli import main; main()")
+LAYERGATE: Final = (sys.executable, "-c", "from snapshotter.entry import main; main()")
 """The command `layergate`, of this checkout and this interpreter."""
 
 

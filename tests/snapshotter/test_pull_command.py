@@ -45,7 +45,7 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
 def pull(containerd: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     options = ["--containerd", containerd, "--snapshotter", "overlayfs"]
     return subprocess.run(
-        python("snapshotter.cli", "pull", *options, *arguments), capture_output=True, text=True, check=False
+        python("snapshotter.entry", "pull", *options, *arguments), capture_output=True, text=True, check=False
     )
 
 
@@ -187,7 +187,7 @@ def test_an_interrupted_pull_leaves_nothing(
     options = ["--containerd", containerd.address, "--snapshotter", "overlayfs", "--namespace", "broken"]
     with StuckRegistry() as registry:
         name = f"127.0.0.1:{registry.server_port}/some/image"
-        command = python("snapshotter.cli", "pull", *options, name)
+        command = python("snapshotter.entry", "pull", *options, name)
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             try:
                 while not registry.reached.wait(0.1):
