@@ -135,7 +135,7 @@ def _take_over(request: _Request) -> None:
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.directory)
-    set_title(" ".join(request.arguments))
+    set_title(f"{request.arguments[0]} ... {request.arguments[-1]}")  # it has a hundred bytes or so
     sys.stdout = open(1, "w", encoding=request.encoding, closefd=False)  # noqa: SIM115 - for good
     sys.stderr = open(2, "w", encoding=request.encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
     for number in (signal.SIGTERM, signal.SIGHUP):

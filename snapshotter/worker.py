@@ -42,6 +42,7 @@ from mounter.meta import ensure_meta
 
 log = get_logger("layergate.worker")
 
+_META_NICE = 2
 _PREFETCH_NICE = 4
 _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
@@ -163,12 +164,16 @@ class _Worker:
         if not any(node.xattrs for node in tree.inodes()):
             # Xattrs are the one thing that a tmpfs may refuse, so a layer that has some is not promised yet.
             _report(self._pipe, Sound())
+            # What waits for this word goes on at once: serve, containerd, and workers that have not come so far.
+            _set_nice(_META_NICE)
+        log.debug("sound")
         ensure_meta(task.root, task.layer, tree)
+        log.debug("meta")
         _report(self._pipe, Ready())
         if task.meta_only:
             return
         # META of other layers comes before this one's files: nothing can be mounted without it.
-        os.nice(_PREFETCH_NICE)
+        _set_nice(_PREFETCH_NICE)
         plain = PlainLayer(store.fs(task.layer), tree)
         async with self._right_to_stream(plain):
             if not store.is_complete(task.layer):
@@ -218,10 +223,11 @@ class _Worker:
         ) as sources:
             if landmark:
                 await self._stream(sources, plain, progress, Field.FETCHED_PREFETCH, 0, landmark, _go_on)
+            log.debug("prefetched")
             self._report_prefetched()
             if not self._streaming:
                 self._obey()
-            os.nice(_BACKGROUND_NICE - _PREFETCH_NICE)
+            _set_nice(_BACKGROUND_NICE)
             demand = Demand(self._task.root)
 
             async def pause(count: int) -> None:
@@ -295,6 +301,10 @@ class _Worker:
             await anyio.sleep(min(ahead, _LISTEN_SECONDS))
             while self._pipe.poll():
                 self._obey()
+
+
+def _set_nice(value: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, 0, value)
 
 
 def _is_gone(source: FileSource) -> bool:

@@ -155,7 +155,8 @@ class _Pull:
                 if mounts is not None:
                     await self._unpack(number, key, mounts)
                     return
-            if await self._kept(chain_id):
+            # containerd has put it under our lease, as it does before it says that a target exists.
+            if await self._client.stat_snapshot(self._snapshotter, chain_id) is not None:
                 self._settle_lazy(number)
                 return
         raise ContainerdRefused(
