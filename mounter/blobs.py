@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio import to_thread
 
 from fetcher.settings import RegistrySettings
-from fetcher.store import LayerRecord, Source
+from fetcher.store import LayerRecord, RegistrySource, Source
 
 if TYPE_CHECKING:
     from fetcher.blob import Blob
     from fetcher.sources import BlobSources
+
+_CONNECTED_SECONDS: Final = 30.0
+"""Less than a connection is kept that nobody uses."""
 
 
 class Blobs:
@@ -23,6 +26,7 @@ class Blobs:
         self._settings = settings
         self._sources: BlobSources | None = None
         self._opening = anyio.Lock()
+        self._connected: dict[str, float] = {}
 
     def configure(self, settings: RegistrySettings) -> None:
         """Take new settings for blobs opened from now on; what is under way goes on as it began."""
@@ -40,6 +44,20 @@ class Blobs:
 
                 self._sources = await BlobSources(self._settings).__aenter__()
         return await self._sources.blob(source, record)
+
+    async def connect(self, record: LayerRecord) -> None:
+        """Have a connection and a token for the registry that a blob comes from. Raises FetchError.
+
+        One byte of the blob is asked for. A connection that is made when it is needed, while a stream fills the
+        link, may lose its first packet, and the system tries again only after a second.
+        """
+        source = next((one for one in record.sources if isinstance(one, RegistrySource)), None)
+        if source is None or self._connected.get(source.reference, 0) > anyio.current_time():
+            return
+        self._connected = {name: end for name, end in self._connected.items() if end > anyio.current_time()}
+        self._connected[source.reference] = anyio.current_time() + _CONNECTED_SECONDS
+        blob = await self.open(source, record)
+        await blob.read(0, 1)
 
     async def aclose(self) -> None:
         """Close every client that was made."""

@@ -12,6 +12,7 @@ import msgspec
 from mounter.control import (
     LINE_LIMIT,
     Configure,
+    Connect,
     Done,
     Failed,
     Reply,
@@ -58,6 +59,10 @@ class Mounter:
     def warm(self, layers: list[str]) -> None:
         """Have it load these layers' trees in the background: the first miss need not wait for that."""
         self._ask(Warm(layers), Done)
+
+    def connect(self, layer: str) -> None:
+        """Have it connect to where this layer comes from, in the background: the first miss need not wait."""
+        self._ask(Connect(layer), Done)
 
     def retire(self) -> None:
         """Have it give up mount point and socket, and end when the last mount that uses the gate is gone.

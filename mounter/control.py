@@ -41,6 +41,12 @@ class Warm(msgspec.Struct, frozen=True, tag="warm"):
     layers: list[str]
 
 
+class Connect(msgspec.Struct, frozen=True, tag="connect"):
+    """Have a connection to where this layer comes from, because files of it are about to be missed."""
+
+    layer: str
+
+
 class Retire(msgspec.Struct, frozen=True, tag="retire"):
     """Give up the mount point and the socket; end when no mount stands on the gate any more."""
 
@@ -49,7 +55,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """End now. Files that are not here yet can no longer be opened: for tests and uninstalling."""
 
 
-Request = StatusRequest | Configure | Warm | Retire | Stop
+Request = StatusRequest | Configure | Warm | Connect | Retire | Stop
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):

@@ -40,6 +40,7 @@ from mounter.blobs import Blobs
 from mounter.control import (
     PROTOCOL,
     Configure,
+    Connect,
     Done,
     Reply,
     Request,
@@ -215,6 +216,8 @@ class MounterProcess:
             case Warm(layers):
                 for layer in layers:
                     self._tasks.start_soon(self._warm, layer)
+            case Connect(layer):
+                self._tasks.start_soon(self._connect, layer)
             case Retire():
                 await self._retire()
             case Stop():
@@ -229,6 +232,12 @@ class MounterProcess:
             await self._ondemand.layers.get(layer)
         except FetchError as error:
             log.warning("not_warmed", layer=layer, error=str(error))
+
+    async def _connect(self, layer: str) -> None:
+        try:
+            await self._blobs.connect(await to_thread.run_sync(LayerStore(self.root).record, layer))
+        except FetchError as error:  # whoever needs it will say so more loudly
+            log.info("not_connected", layer=layer, error=str(error))
 
     def _configure(self, settings: MounterSettings) -> None:
         self._settings = settings

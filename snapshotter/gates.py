@@ -111,6 +111,15 @@ class Gates:
         except Unavailable as error:
             log.warning("mounter_not_started", error=str(error))
 
+    async def expect(self, layer: str) -> None:
+        """Have the mounter run and be connected to where `layer` comes from; a failure costs time only."""
+        await self.prepare()
+        if self._mounter is not None:
+            try:
+                await to_thread.run_sync(self._mounter.connect, layer)
+            except MounterError as error:
+                log.warning("mounter_not_connected", error=str(error))
+
     async def warm(self, layers: list[str]) -> None:
         """Have the trees of layers loaded that are about to be mounted; a failure costs time only."""
         if self._mounter is not None:

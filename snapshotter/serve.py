@@ -61,7 +61,7 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             def opened(layer: str) -> None:
                 lazy.announced(layer)
                 streams.want(layer)
-                tasks.start_soon(gates.prepare)
+                tasks.start_soon(gates.expect, layer)
 
             images = Images(store, sources, tasks, opened=opened)
             lazy = LazyLowers(

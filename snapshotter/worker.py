@@ -164,7 +164,7 @@ class _Worker:
         if not any(node.xattrs for node in tree.inodes()):
             # Xattrs are the one thing that a tmpfs may refuse, so a layer that has some is not promised yet.
             _report(self._pipe, Sound())
-            # What waits for this word goes on at once: serve, containerd, and workers that have not come so far.
+            # What waits for this word goes on at once, before our META: serve, containerd, other workers.
             _set_nice(_META_NICE)
         log.debug("sound")
         ensure_meta(task.root, task.layer, tree)
