@@ -48,7 +48,7 @@ class Blobs:
     async def connect(self, record: LayerRecord) -> None:
         """Have a connection and a token for the registry that a blob comes from. Raises FetchError.
 
-        One byte of the blob is asked for. A connection that is made when it is needed, while a stream fills the
+        One byte of the blob is asked for. A connection made when it is needed, while a stream fills the
         link, may lose its first packet, and the system tries again only after a second.
         """
         source = next((one for one in record.sources if isinstance(one, RegistrySource)), None)
