@@ -63,7 +63,8 @@ class Counters(msgspec.Struct):
     Lookups are FUSE requests by what they asked for: a directory, a file that the layer has, or neither
     (`lookups_absent`). `fetches` are files that an open or a read waited for; a fetch that failed, or took
     longer than its waiter would wait, is in `fetch_failures` too. `streamed` are files that the
-    background stream was about to bring, so that nothing was asked for.
+    background stream, or the request for another one, was about to bring, so that nothing was asked for;
+    `neighbours` are files that came with such a request though nobody had missed them yet.
     """
 
     lookups_directory: int = 0
@@ -79,3 +80,4 @@ class Counters(msgspec.Struct):
     fetched_bytes: int = 0
     requests: int = 0
     streamed: int = 0
+    neighbours: int = 0

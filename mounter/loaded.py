@@ -21,6 +21,7 @@ from fetcher.plain import PlainLayer
 from fetcher.progress import Progress
 from fetcher.store import LayerRecord, LayerStore
 from fetcher.tree import LayerTree
+from mounter.neighbours import Coming, neighbourhood
 from mounter.partial import PartialFile
 
 log = get_logger("layergate.mounter")
@@ -37,6 +38,7 @@ class LoadedLayer:
     __slots__ = (
         "_inodes",
         "_places",
+        "coming",
         "inode",
         "key",
         "last_used",
@@ -65,6 +67,8 @@ class LoadedLayer:
         self.plain = plain
         self.progress = progress
         self.partials: dict[str, PartialFile] = {}
+        self.coming: list[Coming] = []
+        """Neighbours of missed files that are on their way."""
         self.users = 0
         self.last_used = 0.0
         self._inodes: list[Node] = []
@@ -88,6 +92,31 @@ class LoadedLayer:
         if not self._places:
             self._places = {node.path: place for place, node in enumerate(self.inodes())}
         return self._places[node.path]
+
+    def expect_neighbours(self, start: int, size: int) -> Coming | None:
+        """Have whoever misses one of these files wait for it from now on, until `settle_neighbours`.
+
+        They are what is missing within `size` bytes behind byte `start` of the blob, up to what another
+        request brings; None if there is nothing.
+        """
+        for other in self.coming:
+            if other.start <= start < other.end:
+                return None
+            if start < other.start:
+                size = min(size, other.start - start)
+        coming = neighbourhood(self.tree.members, start, size, self._is_missing)
+        if coming is not None:
+            self.coming.append(coming)
+        return coming
+
+    def settle_neighbours(self, coming: Coming) -> None:
+        """They are here, or will not come."""
+        self.coming.remove(coming)
+        coming.advance(coming.end)
+
+    def _is_missing(self, node: Node) -> bool:
+        """Whether nobody has asked for a file in one piece that is not here."""
+        return len(node.chunks) == 1 and node.path not in self.partials and not self.plain.has(node)
 
     @contextmanager
     def using(self) -> Iterator[None]:

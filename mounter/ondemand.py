@@ -27,13 +27,14 @@ from fetcher.errors import (
     StoreError,
 )
 from fetcher.logs import get_logger
-from fetcher.nodes import Node
+from fetcher.nodes import Member, Node
 from fetcher.progress import Field
 from fetcher.store import FileSource, LayerRecord, LayerStore, Source
 from mounter.counters import Counters, Histogram
 from mounter.errors import TooSlow
 from mounter.link import LinkEstimate, RequestTimer
 from mounter.loaded import LoadedLayer, LoadedLayers
+from mounter.neighbours import LEAST, Coming, write
 from mounter.partial import Arrival, MemberPart, PartialFile, PieceWriter, holds_whole, members, runs
 from mounter.settings import MounterSettings
 
@@ -49,7 +50,13 @@ _TRANSIENT: Final = (RegistryUnreachable, RegistryUnavailable)
 _RETRY_SECONDS: Final = 0.25
 _POLL_SECONDS: Final = 0.005
 _SLACK_SECONDS: Final = 0.05
+_LINGER_SECONDS: Final = 0.03
+"""Background streams go on pausing for so long: one miss seldom comes alone."""
+_STALLED_SECONDS: Final = 1.0
+"""A request that brings nothing for so long is not relied on by those who wait for its neighbours."""
 _FEED: Final = 1 << 20
+_BATCH: Final = 128 << 10
+"""Compressed bytes of neighbours that are written together; whoever waits for one of them waits so long."""
 
 
 class OnDemand:
@@ -155,12 +162,12 @@ class OnDemand:
         if not partial.have:
             await to_thread.run_sync(partial.create_empty)
             return
-        if await self._streamed(loaded, partial.node):
+        if await self._comes_along(loaded, partial.node) or await self._streamed(loaded, partial.node):
             self.counters.streamed += 1
             return
         every = range(len(partial.have))
         while not partial.has(every) and not loaded.plain.has(partial.node):
-            self._ask(loaded, partial, partial.missing(every))
+            self._ask(loaded, partial, partial.missing(every), neighbours=True)
             try:
                 for index in every:
                     await _arrival(partial, index)
@@ -168,6 +175,18 @@ class OnDemand:
                 if anyio.current_time() >= give_up:
                     raise
                 await anyio.sleep(_RETRY_SECONDS)
+
+    async def _comes_along(self, loaded: LoadedLayer, node: Node) -> bool:
+        """Wait for a request that brings the file as another one's neighbour; whether it did."""
+        coming = next((one for one in loaded.coming if one.brings(node)), None)
+        if coming is None:
+            return False
+        while coming.brings(node):
+            with anyio.move_on_after(_STALLED_SECONDS) as scope:
+                await coming.moved.wait()
+            if scope.cancelled_caught:
+                return False
+        return loaded.plain.has(node)
 
     async def _streamed(self, loaded: LoadedLayer, node: Node) -> bool:
         """Wait for the layer's own stream if it brings the file about as soon as a request would."""
@@ -200,11 +219,14 @@ class OnDemand:
             end = _reach(partial, missing[0], ahead)
             self._ask(loaded, partial, partial.missing(range(missing[0], end)))
 
-    def _ask(self, loaded: LoadedLayer, partial: PartialFile, indexes: Sequence[int]) -> None:
+    def _ask(
+        self, loaded: LoadedLayer, partial: PartialFile, indexes: Sequence[int], *, neighbours: bool = False
+    ) -> None:
         for index in indexes:
             partial.arrivals[index] = Arrival()
         for run in runs(members(partial.node, indexes)):
-            self._tasks.start_soon(self._request, loaded, partial, run)
+            coming = self._neighbours(loaded, run[-1].end) if neighbours else None
+            self._tasks.start_soon(self._request, loaded, partial, run, coming)
 
     async def _settled(self, partial: PartialFile, wanted: range) -> None:
         """Wait for chunks as long as bytes of the file keep coming. Raises FetchError, TooSlow."""
@@ -219,14 +241,16 @@ class OnDemand:
                 if arrival.error is not None:
                     raise arrival.error
 
-    async def _request(self, loaded: LoadedLayer, partial: PartialFile, run: list[MemberPart]) -> None:
+    async def _request(
+        self, loaded: LoadedLayer, partial: PartialFile, run: list[MemberPart], coming: Coming | None
+    ) -> None:
         """Bring one run of members; settles the arrival of each of its chunks in any case."""
         error: FetchError | None = None
         try:
             with self.using(loaded, partial.node), self._busy():
                 async with self._requests:
                     if not loaded.plain.has(partial.node):
-                        await self._from_sources(loaded, partial, run)
+                        await self._from_sources(loaded, partial, run, coming)
         except FetchError as failure:
             error = failure
             log.warning("fetch_failed", layer=loaded.key, path=partial.node.path, error=str(failure))
@@ -240,8 +264,12 @@ class OnDemand:
                 if arrival is not None:
                     arrival.error = error
                     arrival.settled.set()
+            if coming is not None:
+                loaded.settle_neighbours(coming)
 
-    async def _from_sources(self, loaded: LoadedLayer, partial: PartialFile, run: list[MemberPart]) -> None:
+    async def _from_sources(
+        self, loaded: LoadedLayer, partial: PartialFile, run: list[MemberPart], coming: Coming | None
+    ) -> None:
         if loaded.record_doubtful:
             await self.layers.refresh_record(loaded)
         sources = loaded.record.sources
@@ -250,7 +278,7 @@ class OnDemand:
             index = (loaded.preferred + turn) % len(sources)
             try:
                 blob = await self._open_blob(sources[index], loaded.record)
-                await self._read(blob, loaded, partial, run)
+                await self._read(blob, loaded, partial, run, coming)
             except FetchError as failure:
                 if isinstance(failure, StoreError) and not isinstance(sources[index], FileSource):
                     raise  # our own disk: another source would not help
@@ -264,9 +292,17 @@ class OnDemand:
         raise error
 
     async def _read(
-        self, blob: Blob, loaded: LoadedLayer, partial: PartialFile, run: list[MemberPart]
+        self,
+        blob: Blob,
+        loaded: LoadedLayer,
+        partial: PartialFile,
+        run: list[MemberPart],
+        coming: Coming | None,
     ) -> None:
-        """Read what is missing of a run of members from a blob and take the file's chunks out of them."""
+        """Read what is missing of a run of members from a blob and take the file's chunks out of them.
+
+        Then what is `coming` behind it.
+        """
         run = [part for part in run if not partial.has(part.indexes)]
         if not run:
             return
@@ -279,18 +315,37 @@ class OnDemand:
             self.counters.fetched_bytes += count
             loaded.progress.add(Field.FETCHED_ON_DEMAND, count)
 
-        async with blob.stream(run[0].offset, run[-1].end) as blocks:
-            reader = _Blocks(blocks, came)
-            for part in run:
-                if holds_whole(part, partial.node):
-                    member = await reader.take(part.end - part.offset)
-                    await to_thread.run_sync(partial.store, member, part.indexes)
-                else:
-                    await _feed(partial, part, reader)
-                for index in part.indexes:
-                    partial.arrivals.pop(index).settled.set()
-            await reader.finish()
+        try:
+            async with blob.stream(run[0].offset, coming.end if coming else run[-1].end) as blocks:
+                reader = _Blocks(blocks, came)
+                for part in run:
+                    await _take(partial, part, reader)
+                if coming is not None:
+                    await self._bring_neighbours(loaded, coming, reader)
+                await reader.finish()
+        except FetchError as error:
+            if coming is None or not all(partial.has(part.indexes) for part in run):
+                raise
+            log.info("neighbours_not_fetched", layer=loaded.key, error=str(error))
         timer.end()
+
+    def _neighbours(self, loaded: LoadedLayer, start: int) -> Coming | None:
+        """What to ask for behind byte `start`: as much as comes in the time that a request takes anyway."""
+        most = self.settings.neighbour_bytes
+        size = min(most, max(LEAST, int(self.link.bandwidth * self.link.round_trip)))
+        return loaded.expect_neighbours(start, size) if most else None
+
+    async def _bring_neighbours(self, loaded: LoadedLayer, coming: Coming, reader: _Blocks) -> None:
+        batch: list[tuple[Member, bytes]] = []
+        size = 0
+        for member in coming.members:
+            await reader.take(member.offset - (batch[-1][0].end if batch else coming.position))
+            batch.append((member, await reader.take(member.end - member.offset)))
+            size += member.end - member.offset
+            if size >= _BATCH or member.end == coming.end:
+                self.counters.neighbours += await to_thread.run_sync(write, loaded.plain, batch)
+                coming.advance(member.end)
+                batch, size = [], 0
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
@@ -305,7 +360,7 @@ class OnDemand:
         finally:
             self.in_flight -= 1
             if not self.in_flight:
-                self._demand.clear(Slot.ON_DEMAND)
+                self._demand.mark(Slot.ON_DEMAND, _LINGER_SECONDS)
 
     async def _keep_marking(self) -> None:
         while self.in_flight:
@@ -330,6 +385,17 @@ async def _arrival(partial: PartialFile, index: int) -> None:
         await arrival.settled.wait()
         if arrival.error is not None:
             raise arrival.error
+
+
+async def _take(partial: PartialFile, part: MemberPart, reader: _Blocks) -> None:
+    """Take the file's chunks out of a member, and settle their arrivals."""
+    if holds_whole(part, partial.node):
+        member = await reader.take(part.end - part.offset)
+        await to_thread.run_sync(partial.store, member, part.indexes)
+    else:
+        await _feed(partial, part, reader)
+    for index in part.indexes:
+        partial.arrivals.pop(index).settled.set()
 
 
 async def _feed(partial: PartialFile, part: MemberPart, reader: _Blocks) -> None:

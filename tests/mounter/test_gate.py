@@ -125,7 +125,7 @@ def test_a_name_that_the_layer_does_not_have_is_absent(node: GateNode) -> None:
 
 
 def test_first_opens_in_one_directory_do_not_queue(node: GateNode) -> None:
-    node.start(settings=MounterSettings(concurrent_requests=32))
+    node.start(settings=MounterSettings(concurrent_requests=32, neighbour_bytes=0))
     contents = {f"usr/lib/f{number}": noise(100, number) for number in range(20)}
     layer = node.add([file(name, content) for name, content in contents.items()])
     root = node.container(layer)
