@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import hypothesis
 import pytest
@@ -11,6 +12,9 @@ import pytest
 # A deadline for one example is a timing: machines are noisy, and a timing is no test.
 hypothesis.settings.register_profile("layergate", deadline=None)
 hypothesis.settings.load_profile("layergate")
+
+# A shell ignores SIGINT for what runs in its background, and so would everything that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _PROGRAMS = ("containerd", "ctr", "ctr-remote", "runc", "docker-registry", "skopeo", "debootstrap")
 
