@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -17,11 +18,19 @@ from fetcher.errors import FormatError, InvalidReference
 from fetcher.reference import Reference, parse_digest
 
 TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
+ZSTD_TOC_DIGESTS: Final = (
+    "io.github.containers.zstd-chunked.manifest-checksum",
+    "io.containers.zstd-chunked.manifest-checksum",
+)
+"""Of the compressed TOC of a zstd:chunked layer, by containers/storage's name and by its first one."""
 
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
+"""Uncompressed; `.gzip` or `.zstd` follows otherwise."""
 INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 
@@ -34,6 +43,8 @@ _MACHINES: Final = {
     "loongarch64": ("loong64", ""),
 }
 _DEFAULT_VARIANTS: Final = {"amd64": "v1", "arm64": "v8", "arm": "v7"}
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding JSON raises: no JSON or of another shape, a text that is no UTF-8, nested without end."""
 _WORD: Final = re.compile(r"[a-z0-9_.-]+")
 
 
@@ -96,6 +107,19 @@ class Descriptor:
     annotations: dict[str, str]
 
 
+def promised_toc(annotations: Mapping[str, str]) -> str | None:
+    """The digest of its TOC that a layer's annotations promise; None if there is no valid one.
+
+    That of the JSON goes first, because it becomes a label of the snapshot, so that all find the same one.
+    """
+    for name in (TOC_DIGEST, *ZSTD_TOC_DIGESTS):
+        try:
+            return parse_digest(annotations.get(name, ""))
+        except InvalidReference:
+            continue
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class LayerDescriptor(Descriptor):
     """A layer of an image."""
@@ -103,10 +127,7 @@ class LayerDescriptor(Descriptor):
     @property
     def toc_digest(self) -> str | None:
         """The digest of the layer's table of contents; None if no valid one is promised."""
-        try:
-            return parse_digest(self.annotations.get(TOC_DIGEST, ""))
-        except InvalidReference:
-            return None
+        return promised_toc(self.annotations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +218,7 @@ def document_type(data: bytes, content_type: str) -> str:
     """
     try:
         wire = msgspec.json.decode(data, type=_WireType)
-    except msgspec.DecodeError as error:
+    except _UNDECODABLE as error:
         raise FormatError(f"not a manifest: {error}") from error
     if wire.manifests is not msgspec.UNSET and wire.layers is not msgspec.UNSET:
         raise FormatError("not a manifest: it has both layers and manifests")
@@ -217,21 +238,48 @@ def parse_manifest(data: bytes) -> Manifest:
         wire = msgspec.json.decode(data, type=_WireManifest)
         layers = tuple(LayerDescriptor(*_fields(layer)) for layer in wire.layers)
         return Manifest(Descriptor(*_fields(wire.config)), layers)
-    except (msgspec.DecodeError, InvalidReference) as error:
+    except (*_UNDECODABLE, InvalidReference) as error:
         raise FormatError(f"not an image manifest: {error}") from error
 
 
-def parse_index(data: bytes) -> list[IndexEntry]:
-    """The image manifests that an index lists, in its order; raises FormatError."""
+def parse_index(data: bytes, *, types: Collection[str] = MANIFEST_TYPES) -> list[IndexEntry]:
+    """What an index lists of `types`, by default images, in its order; raises FormatError."""
     try:
         wire = msgspec.json.decode(data, type=_WireIndex)
         return [
             IndexEntry(Descriptor(*_fields(entry)), _platform(entry.platform))
             for entry in wire.manifests
-            if entry.media_type in MANIFEST_TYPES
+            if entry.media_type in types
         ]
-    except (msgspec.DecodeError, InvalidReference) as error:
+    except (*_UNDECODABLE, InvalidReference) as error:
         raise FormatError(f"not an image index: {error}") from error
+
+
+class _WireRootFs(msgspec.Struct, frozen=True):
+    diff_ids: list[str]
+
+
+class _WireConfig(msgspec.Struct, frozen=True):
+    rootfs: _WireRootFs
+
+
+def parse_config_platform(config: bytes) -> Platform | None:
+    """What an image is for by its config; None where that does not say. Raises FormatError."""
+    try:
+        return _platform(msgspec.json.decode(config, type=_WirePlatform))
+    except _UNDECODABLE as error:
+        raise FormatError(f"no image config: {error}") from error
+
+
+def parse_diff_ids(config: bytes) -> tuple[str, ...]:
+    """The digests of the layers' uncompressed tars, from the bottom up, as a config has them.
+
+    Raises FormatError.
+    """
+    try:
+        return tuple(map(parse_digest, msgspec.json.decode(config, type=_WireConfig).rootfs.diff_ids))
+    except (*_UNDECODABLE, InvalidReference) as error:
+        raise FormatError(f"no config that a container can be made of: {error}") from error
 
 
 def choose_manifest(entries: list[IndexEntry], platform: Platform) -> Descriptor | None:

@@ -6,21 +6,43 @@ a TOC larger than the guess costs a second one.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from anyio import to_thread
 
 from fetcher.blob import Blob
-from fetcher.errors import InvalidToc, VerificationError
-from fetcher.footer import FOOTER_SIZE, parse_footer
+from fetcher.errors import InvalidToc, StoreError
+from fetcher.footer import LONGEST_FOOTER, ZSTD_MAGICS, parse_footer
 from fetcher.progress import Field
 from fetcher.store import LayerRecord, LayerStore, Source
-from fetcher.toc import TOC_LIMIT, toc_digest, unpack_toc, verify_toc
+from fetcher.toc import TOC_LIMIT, TocBytes, toc_digest, toc_json, unpack_toc, verified_toc
 
 _SMALLEST_TAIL: Final = 32 << 10
 _LARGEST_TAIL: Final = 4 << 20
 _TAIL_SHARE: Final = 64
 """The guess: TOCs of real images take 0.7 to 1.2 % of the blob, so ask for its last 64th."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedToc:
+    """A TOC, and where the members end in a blob of `blob_size` bytes, of which `fetched` were read.
+
+    `zstd` says that the blob is zstd:chunked, and no eStargz.
+    """
+
+    kept: TocBytes
+    """The form of it that its digest is of."""
+    offset: int
+    blob_size: int
+    fetched: int
+    zstd: bool
+
+    @property
+    def json(self) -> bytes:
+        """The JSON; raises InvalidToc."""
+        return toc_json(self.kept)
 
 
 async def open_layer(
@@ -39,37 +61,39 @@ async def open_layer(
     verified; whether that is allowed is the caller's to decide. Raises NotEstargz for an ordinary
     layer, and any other FetchError.
     """
-    guess = max(_SMALLEST_TAIL, min(_LARGEST_TAIL, (size or 0) // _TAIL_SHARE))
-    tail, size = await blob.tail(guess)
-    footer = parse_footer(tail[-FOOTER_SIZE:], blob_size=size)
-    fetched = len(tail)
-    start = size - len(tail)
-    if size - footer.toc_offset > TOC_LIMIT:
-        raise InvalidToc(f"the table of contents has {size - footer.toc_offset} bytes even compressed")
-    if footer.toc_offset < start:
-        head = await blob.read(footer.toc_offset, start)
-        fetched += len(head)
-        tail = head + tail
-        start = footer.toc_offset
-    member = tail[footer.toc_offset - start : -footer.size]
-    json = await to_thread.run_sync(_verified, member, promised_toc_digest)
+    toc = await fetch_toc(blob, size=size, promised=promised_toc_digest)
     record = LayerRecord(
         digest=digest,
-        toc_digest=promised_toc_digest or toc_digest(json),
-        size=size,
-        toc_offset=footer.toc_offset,
+        toc_digest=promised_toc_digest or toc_digest(toc.kept),
+        size=toc.blob_size,
+        toc_offset=toc.offset,
         sources=[source],
         images=[image],
     )
-    layer = await to_thread.run_sync(store.add, record, json)
-    store.progress(layer).add(Field.FETCHED_TOC, fetched)
+    layer = await to_thread.run_sync(store.add, record, toc.kept)
+    with suppress(StoreError):  # a clean-up of the cache may have been just in time
+        store.progress(layer).add(Field.FETCHED_TOC, toc.fetched)
     return layer
 
 
-def _verified(member: bytes, promised: str | None) -> bytes:
-    json = unpack_toc(member)
-    if promised is not None:
-        verify_toc(json, promised)
-    if not json:
-        raise VerificationError("the table of contents is empty")
-    return json
+async def fetch_toc(blob: Blob, *, size: int | None, promised: str | None) -> FetchedToc:
+    """Fetch the TOC of a layer, verified if a digest is `promised`. Raises as `open_layer` does."""
+    guess = max(_SMALLEST_TAIL, min(_LARGEST_TAIL, (size or 0) // _TAIL_SHARE))
+    tail, size = await blob.tail(guess)
+    footer = parse_footer(tail[-LONGEST_FOOTER:], blob_size=size)
+    fetched = len(tail)
+    start, end = size - len(tail), size - footer.size
+    if end - footer.toc_offset > TOC_LIMIT:
+        raise InvalidToc(f"the table of contents has {end - footer.toc_offset} bytes even compressed")
+    if footer.toc_offset < start:
+        head = await blob.read(footer.toc_offset, min(start, end))
+        fetched += len(head)
+        tail = head + tail
+        start = footer.toc_offset
+    member = tail[footer.toc_offset - start : end - start]
+    kept = await to_thread.run_sync(_verified, member, promised)
+    return FetchedToc(kept, footer.toc_offset, size, fetched, zstd=tail[-8:] in ZSTD_MAGICS)
+
+
+def _verified(member: bytes, promised: str | None) -> TocBytes:
+    return verified_toc(unpack_toc(member), promised)

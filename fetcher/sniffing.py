@@ -1,16 +1,16 @@
-"""Saying what a blob is that is no eStargz layer, by its first and last bytes. Pure; no I/O."""
+"""Saying what a blob is that has no table of contents, by its first and last bytes. Pure; no I/O."""
 
 from __future__ import annotations
 
 import zlib
 from typing import Final
 
+from fetcher.footer import ZSTD_MAGICS
+
 HEAD: Final = 4096
 """How many of a blob's first bytes are worth reading for this."""
 
 _TAR_MAGIC: Final = slice(257, 262)
-_ZSTD_CHUNKED: Final = (b"GnUlInUx", b"GNUlInUx")
-"""The ends of zstd:chunked's footers, stargz-snapshotter's and containers/storage's."""
 
 _MAGICS: Final = (
     (b"BZh", "bzip2-compressed data"),
@@ -31,8 +31,8 @@ def describe_blob(head: bytes, tail: bytes) -> str:
             return "an ordinary tar+gzip layer, without a table of contents"
         return "gzip-compressed data, but no tar archive"
     if head.startswith(b"\x28\xb5\x2f\xfd"):
-        if tail[-8:] in _ZSTD_CHUNKED:
-            return "a zstd:chunked layer"
+        if tail[-8:] in ZSTD_MAGICS:
+            return "a damaged zstd:chunked layer, or one of an unknown kind"
         return "a zstd-compressed layer, without a table of contents"
     if head[_TAR_MAGIC] == b"ustar":
         return "an uncompressed tar layer"

@@ -2,7 +2,7 @@
 
     ROOT/layers/<layer>/fs/         the plain directory
                         layer.json  LayerRecord
-                        toc.json    the table of contents, as it was verified
+                        toc.json    the table of contents as its digest is of it: fetcher.toc.TocBytes
                         progress    counters (fetcher.progress)
                         lock        flock: held by whoever streams the layer
                         boot        the boot under which an incomplete fs/ was written

@@ -1,26 +1,38 @@
-"""The eStargz table of contents: gzip member to typed entries. Pure; no I/O.
+"""The table of contents of an eStargz or zstd:chunked layer: out of the blob, to typed entries. Pure; no I/O.
 
-Follows the eStargz specification: the TOC is the blob's last tar entry,
-`stargz.index.json`, in a gzip member of its own; its digest is the sha256 of
-the uncompressed JSON.
+eStargz: the TOC is the blob's last tar entry, `stargz.index.json`, in a gzip
+member of its own; its digest is the sha256 of the JSON.
+
+zstd:chunked: the JSON in a zstd frame in a skippable frame. stargz-snapshotter
+digests the JSON, containers/storage the zstd frame. What was digested is what
+a node keeps, so that what lies on disk can be verified against the image's own
+promise: `TocBytes` is one or the other, and says by its first bytes which.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
+from json import loads
 from typing import Final
 
 import msgspec
 
 from fetcher.errors import FormatError, InvalidToc, VerificationError
-from fetcher.inflate import inflate
+from fetcher.footer import SKIPPABLE, SKIPPABLE_HEADER
+from fetcher.inflate import MemberInflater, inflate
 
 TOC_NAME: Final = "stargz.index.json"
 TOC_LIMIT: Final = 256 << 20
 """The largest uncompressed TOC taken, in bytes: about a million files. Memory stays bounded by it."""
 
+_SURROGATES_LIMIT: Final = 32 << 20
+"""Bytes of a TOC with names that are not UTF-8: the decoder that takes them needs ten times the memory."""
 _TAR_BLOCK = 512
+_ZSTD_FRAME = b"\x28\xb5\x2f\xfd"
+
+TocBytes = bytes
+"""A TOC as its digest is of it: JSON, or JSON in a zstd frame."""
 
 
 class TocEntry(msgspec.Struct, gc=False, rename="camel"):
@@ -61,11 +73,17 @@ class _Document(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Document)
 
 
-def unpack_toc(member: bytes) -> bytes:
-    """The TOC's JSON out of its gzip member (the bytes from the TOC offset to the footer).
+def unpack_toc(member: bytes) -> TocBytes:
+    """The TOC out of the bytes that hold it, from the TOC offset on: JSON, or JSON in a zstd frame.
 
-    Raises InvalidToc if it is no gzip member, no tar entry of that name, or larger than TOC_LIMIT.
+    Raises InvalidToc if they are no gzip member with a tar entry of that name and no skippable frame, or
+    hold more than TOC_LIMIT.
     """
+    if member.startswith(SKIPPABLE):
+        length = int.from_bytes(member[4:SKIPPABLE_HEADER], "little")
+        if length != len(member) - SKIPPABLE_HEADER or not member.startswith(_ZSTD_FRAME, SKIPPABLE_HEADER):
+            raise InvalidToc("the skippable frame at the TOC offset does not hold the table of contents")
+        return member[SKIPPABLE_HEADER:]
     try:
         out = inflate(member, TOC_LIMIT + _TAR_BLOCK)
     except FormatError as error:
@@ -83,24 +101,74 @@ def unpack_toc(member: bytes) -> bytes:
     return out[_TAR_BLOCK : _TAR_BLOCK + header.size]
 
 
-def toc_digest(json: bytes) -> str:
+def toc_json(toc: TocBytes) -> bytes:
+    """The JSON of a TOC in either form. Raises InvalidToc if it is damaged, or larger than TOC_LIMIT."""
+    if not toc.startswith(_ZSTD_FRAME):
+        return toc
+    try:
+        json = b"".join(MemberInflater(TOC_LIMIT + 1).feed(toc))
+    except FormatError as error:
+        raise InvalidToc(f"the table of contents cannot be decompressed: {error}") from error
+    if len(json) > TOC_LIMIT:
+        raise InvalidToc(f"the table of contents has more than the {TOC_LIMIT} bytes that are allowed")
+    return json
+
+
+def verified_toc(toc: TocBytes, promised: str | None) -> TocBytes:
+    """The form of the TOC that has the digest `promised`; JSON if none is, as nothing vouches for it then.
+
+    Raises VerificationError if neither form has it or the TOC is empty, InvalidToc as `toc_json`.
+    """
+    if promised is None or toc_digest(toc) != promised:
+        toc = toc_json(toc)
+    if promised is not None:
+        verify_toc(toc, promised)
+    if not toc:
+        raise VerificationError("the table of contents is empty")
+    return toc
+
+
+def toc_digest(toc: TocBytes) -> str:
     """The digest of a TOC as annotations carry it, `sha256:` and 64 hexadecimal digits."""
-    return "sha256:" + hashlib.sha256(json).hexdigest()
+    return "sha256:" + hashlib.sha256(toc).hexdigest()
 
 
-def verify_toc(json: bytes, expected: str) -> None:
-    """Raise VerificationError unless `json` has the digest `expected`."""
-    actual = toc_digest(json)
+def verify_toc(toc: TocBytes, expected: str) -> None:
+    """Raise VerificationError unless `toc` has the digest `expected`."""
+    actual = toc_digest(toc)
     if actual != expected:
         raise VerificationError(f"the table of contents has digest {actual}, the image promises {expected}")
 
 
-def parse_toc(json: bytes) -> Toc:
+def parse_toc(toc: TocBytes) -> Toc:
     """Decode a TOC; raises InvalidToc where it is not JSON of the specified shape or version."""
     try:
-        document = _decoder.decode(json)
+        document = _decode(toc_json(toc))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidToc(f"the table of contents cannot be decoded: {error}") from error
     if document.version != 1:
         raise InvalidToc(f"the table of contents has version {document.version}; only version 1 is known")
     return Toc(document.version, document.entries or [])
+
+
+def _decode(json: bytes) -> _Document:
+    """Names need not be UTF-8: bytes that are none come as lone surrogates, as `os.fsdecode` has them."""
+    try:
+        return _decoder.decode(json)
+    except msgspec.DecodeError as error:
+        if "surrogate" not in str(error) or len(json) > _SURROGATES_LIMIT:
+            raise
+    try:
+        document = msgspec.convert(loads(json), _Document)
+        for entry in document.entries or []:
+            entry.name, entry.link_name = _canonical(entry.name), _canonical(entry.link_name)
+            if entry.xattrs:
+                entry.xattrs = {_canonical(name): value for name, value in entry.xattrs.items()}
+    except ValueError as error:
+        raise msgspec.DecodeError(str(error)) from error
+    return document
+
+
+def _canonical(name: str) -> str:
+    """The one spelling of a name's bytes; raises ValueError for what stands for no bytes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from math import floor
 from operator import attrgetter, itemgetter
 from typing import Final
 
@@ -31,8 +32,10 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _AUFS = ".wh..wh."
 _STEERING = ("trusted.overlay.", "user.overlay.")
-_XATTRS = ("user.", "trusted.", "security.", "system.")
-"""The name spaces that Linux has; other systems' names (com.apple.*) are left out, as unpackers do."""
+_SPACES = ("user.", "trusted.", "security.", "system.")
+"""The name spaces that Linux has for xattrs."""
+_XATTRS = ("user.", "security.", "system.")
+"""Those that are kept: containerd leaves out trusted.*, as everybody does other systems' (com.apple.*)."""
 _MAX_SIZE = 1 << 62
 _TARGET_LIMIT = 4095
 _IMPLIED_LIMIT: Final = 64 << 20
@@ -100,7 +103,6 @@ def build_tree(toc: Toc, *, end: int) -> LayerTree:
     layer or contradicts itself.
     """
     entries, chunks = _last_wins(toc)
-    by_digest = _verified_by_digest(toc)
     landmark: int | None = None
     nodes: dict[str, Node] = {}
     hardlinks: dict[str, str] = {}
@@ -121,7 +123,7 @@ def build_tree(toc: Toc, *, end: int) -> LayerTree:
         if entry.type == "hardlink":
             hardlinks[path] = _clean(entry.link_name)
             continue
-        nodes[path] = _node(path, entry, chunks.get(path, ()), end, by_digest=by_digest)
+        nodes[path] = _node(path, entry, chunks.get(path, ()), end)
     _link(nodes, hardlinks)
     for path in opaques:
         node = nodes.setdefault(path, Node(path, Kind.DIRECTORY))
@@ -180,17 +182,7 @@ def _length(text: str, path: str) -> int:
         raise InvalidToc(f"{text[:60]!r} of {path[:60]!r} cannot be encoded: {error.reason}") from None
 
 
-def _verified_by_digest(toc: Toc) -> bool:
-    """Whether files are verified by `digest`: no chunk entry, no chunkDigest, a digest on every file."""
-    for entry in toc.entries:
-        if entry.type == "chunk" or entry.chunk_digest:
-            return False
-        if entry.type == "reg" and entry.size and not entry.digest:
-            return False
-    return True
-
-
-def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int, *, by_digest: bool) -> Node:
+def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int) -> Node:
     kind = _KINDS.get(entry.type)
     if kind is None:
         raise InvalidToc(f"{path!r} has the unknown type {entry.type[:40]!r}")
@@ -206,7 +198,7 @@ def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int, *, by_
         for name in entry.xattrs:
             if name.startswith(_STEERING):
                 raise InvalidToc(f"{path!r} carries the xattr {name!r}, which would steer overlayfs")
-            if not name or name in _XATTRS or "\0" in name or _length(name, path) > NAME_LIMIT:
+            if not name or name in _SPACES or "\0" in name or _length(name, path) > NAME_LIMIT:
                 raise InvalidToc(f"{path!r} carries an xattr with the invalid name {name[:60]!r}")
         # The kernel keeps user.* on files and directories only; every unpacker drops the others.
         kept = _XATTRS if kind in (Kind.REGULAR, Kind.DIRECTORY) else _XATTRS[1:]
@@ -214,7 +206,7 @@ def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int, *, by_
     if kind is Kind.REGULAR:
         node.size = _within(entry.size, 0, _MAX_SIZE, path, "size")
         if node.size:
-            node.chunks = _chunks(path, entry, more, end, by_digest=by_digest)
+            node.chunks = _chunks(path, entry, more, end)
     elif kind is Kind.SYMLINK:
         if not entry.link_name or "\0" in entry.link_name or _length(entry.link_name, path) > _TARGET_LIMIT:
             raise InvalidToc(f"the symlink {path!r} has an invalid target")
@@ -225,9 +217,9 @@ def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int, *, by_
     return node
 
 
-def _chunks(
-    path: str, entry: TocEntry, more: Sequence[TocEntry], end: int, *, by_digest: bool
-) -> tuple[Chunk, ...]:
+def _chunks(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int) -> tuple[Chunk, ...]:
+    # A file of one piece may carry its own digest alone: legacy stargz, containers/storage.
+    whole = "" if more else entry.digest
     chunks = []
     position = 0
     before = (-1, 0)
@@ -242,8 +234,8 @@ def _chunks(
             # Whoever streams a layer writes a file from its beginning on.
             raise InvalidToc(f"the chunks of {path!r} do not lie in the order of the file")
         before = place
-        text = entry.digest if by_digest else piece.chunk_digest
-        chunks.append(Chunk(piece.offset, piece.inner_offset, position, size, _sha256(text, path)))
+        digest = _sha256(piece.chunk_digest or whole, path)
+        chunks.append(Chunk(piece.offset, piece.inner_offset, position, size, digest))
         position += size
     if position != entry.size:
         raise InvalidToc(f"the chunks of {path!r} have {position} bytes, the file {entry.size}")
@@ -277,7 +269,7 @@ def _seconds(modtime: str, path: str) -> int:
             time = datetime.fromisoformat(modtime)
             if time.tzinfo is None:
                 raise ValueError
-            seconds = int(time.timestamp())
+            seconds = floor(time.timestamp())
         except (ValueError, OverflowError):
             raise InvalidToc(f"{path!r} has the modification time {modtime[:40]!r}, not RFC 3339") from None
         if len(_mtimes) > 4096:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import anyio
@@ -31,6 +31,10 @@ log = get_logger("layergate.images")
 
 _REMEMBERED: Final = 64
 """Manifests kept in memory; each takes some KB."""
+_ASKING_SECONDS: Final = 5.0
+"""How long to ask for a manifest that may tell of a table of contents."""
+_UNREADABLE_SECONDS: Final = 60.0
+"""How long not to ask again for one that could not be had."""
 
 
 @dataclass(slots=True)
@@ -53,7 +57,9 @@ class Images:
         self._tasks = tasks
         self._opened = opened
         self._manifests: dict[str, tuple[LayerDescriptor, ...]] = {}
-        self._manifest_lock = anyio.Lock()
+        self._asking: dict[str, anyio.Lock] = {}
+        self._unreadable: dict[str, float] = {}
+        """When, in monotonic seconds, a manifest could not be had."""
         self._openings: dict[tuple[str, str | None], _Opening] = {}
         self.openings = Openings()
         """Which blobs are being opened: their layers are not removed meanwhile."""
@@ -73,6 +79,35 @@ class Images:
         if opening.failure is not None:
             raise opening.failure
         return opening.layer
+
+    async def completed(self, wanted: RemoteLayer) -> RemoteLayer:
+        """The layer with the TOC digest that its image's manifest promises, if the labels have none.
+
+        Of zstd:chunked's annotations only stargz-snapshotter's becomes a label. The manifest counts by its
+        digest alone: what a tag names by now need not be what the client resolved. Every layer of an ordinary
+        image comes through here, so a registry that does not answer must not hold each of them up.
+        """
+        if wanted.toc_digest is not None or wanted.manifest_digest is None:
+            return wanted
+        now = anyio.current_time()
+        self._unreadable = {
+            key: when for key, when in self._unreadable.items() if when > now - _UNREADABLE_SECONDS
+        }
+        if wanted.manifest_digest in self._unreadable:
+            return wanted
+        try:
+            with anyio.fail_after(_ASKING_SECONDS):
+                layers = await self._layers(
+                    RegistrySource(wanted.reference), wanted.manifest_digest, Platform.host()
+                )
+        except (FetchError, TimeoutError) as error:
+            self._unreadable[wanted.manifest_digest] = now
+            log.info("manifest_not_readable", image=wanted.reference, error=str(error))
+            return wanted
+        for layer in layers:
+            if layer.digest == wanted.digest:
+                return replace(wanted, toc_digest=layer.toc_digest)
+        return wanted
 
     def open_image(self, reference: str, manifest: bytes, *, plain_http: bool) -> int:
         """Begin opening every layer of an image that may be lazy; how many those are.
@@ -132,14 +167,20 @@ class Images:
         reference = parse_reference(source.reference)
         if manifest_digest is not None:
             reference = reference.with_digest(manifest_digest)
-        async with self._manifest_lock:
-            layers = self._manifests.get(_key(reference, platform))
-            if layers is None:
-                client = await self._sources.client(reference, plain_http=source.plain_http)
-                layers = (await client.manifest(reference, platform=platform)).layers
-                if reference.digest is not None:
-                    self._remember(_key(reference, platform), layers)
-        return layers
+        key = _key(reference, platform)
+        lock = self._asking.setdefault(key, anyio.Lock())
+        try:
+            async with lock:
+                layers = self._manifests.get(key)
+                if layers is None:
+                    client = await self._sources.client(reference, plain_http=source.plain_http)
+                    layers = (await client.manifest(reference, platform=platform)).layers
+                    if reference.digest is not None:
+                        self._remember(key, layers)
+            return layers
+        finally:
+            if not lock.statistics().tasks_waiting:
+                self._asking.pop(key, None)
 
     def _remember(self, key: str, layers: tuple[LayerDescriptor, ...]) -> None:
         if len(self._manifests) >= _REMEMBERED:

@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
+from fetcher.manifest import promised_toc
+
 LABEL_LIMIT = 4096
 """Bytes that a label's key and value may have together, by containerd's own validation."""
 
@@ -95,7 +97,7 @@ def snapshot_labels(
 
 def may_be_lazy(annotations: Mapping[str, str]) -> bool:
     """Whether a layer carries anything that a remote snapshotter could open it by."""
-    return any(key.startswith(INHERITED) for key in annotations)
+    return promised_toc(annotations) is not None or any(key.startswith(INHERITED) for key in annotations)
 
 
 def fits(key: str, value: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a blob is said to be that is no eStargz layer."""
+"""What a blob is said to be that has no table of contents."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ def _tar() -> bytes:
         (gzip.compress(bytes(1000)), "gzip-compressed data, but no tar archive"),
         (b"\x1f\x8b\x08\x00cut", "gzip-compressed data, but no tar archive"),
         (b"\x28\xb5\x2f\xfd" + bytes(90), "a zstd-compressed layer, without a table of contents"),
-        (b"\x28\xb5\x2f\xfd" + bytes(90) + b"GnUlInUx", "a zstd:chunked layer"),
-        (b"\x28\xb5\x2f\xfd" + bytes(90) + b"GNUlInUx", "a zstd:chunked layer"),
+        (
+            b"\x28\xb5\x2f\xfd" + bytes(90) + b"GnUlInUx",
+            "a damaged zstd:chunked layer, or one of an unknown kind",
+        ),
+        (
+            b"\x28\xb5\x2f\xfd" + bytes(90) + b"GNUlInUx",
+            "a damaged zstd:chunked layer, or one of an unknown kind",
+        ),
         (_tar(), "an uncompressed tar layer"),
         (b"BZh91AY", "bzip2-compressed data, and no layer"),
         (b"\n {}", "JSON, so a manifest or an image's config perhaps, and no layer"),

@@ -105,7 +105,8 @@ async def test_bomb_is_inflated_no_further_than_its_chunks(tmp_path: Path) -> No
             )
         ],
     )
-    layer = StreamedLayer(tmp_path, Layer(bomb + footer_bytes(len(bomb)), "", 0, toc_json=b'{"version":1}'))
+    blob = bomb + b"in place of a TOC" + footer_bytes(len(bomb))
+    layer = StreamedLayer(tmp_path, Layer(blob, "", 0, toc_json=b'{"version":1}'))
     layer.plain.tree = build_tree(toc, end=len(bomb))
     tracemalloc.start()
     try:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import tarfile
 import tracemalloc
 import zlib
@@ -280,3 +281,24 @@ def test_arbitrary_json_gives_a_toc_or_invalid_toc(document: dict[str, object]) 
     except InvalidToc:
         return
     assert toc.version == 1
+
+
+def test_a_name_that_is_not_utf_8_is_its_bytes() -> None:
+    text = r'{"version":1,"entries":[{"name":"caf\udce9","type":"symlink","linkName":"\udcff/x"}]}'
+    (entry,) = parse_toc(text.encode()).entries
+    assert os.fsencode(entry.name) == b"caf\xe9"
+    assert os.fsencode(entry.link_name) == b"\xff/x"
+
+
+def test_two_spellings_of_a_name_are_one() -> None:
+    entry = r'{"name":"\udcc3\udca9\udcff","type":"reg","xattrs":{"user.\udcc3\udca9":"QQ=="}}'
+    text = f'{{"version":1,"entries":[{entry}]}}'
+    (parsed,) = parse_toc(text.encode()).entries
+    assert parsed.name == "é\udcff"
+    assert parsed.xattrs == {"user.é": b"A"}
+
+
+@pytest.mark.parametrize("name", [r"\ud800x", r"\udc41", r"\udcff\udc00"])
+def test_half_a_character_is_no_name(name: str) -> None:
+    with pytest.raises(InvalidToc, match="cannot be decoded"):
+        parse_toc(f'{{"version":1,"entries":[{{"name":"{name}","type":"reg"}}]}}'.encode())

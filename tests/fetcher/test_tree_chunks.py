@@ -133,27 +133,26 @@ def test_digest_that_is_none(text: str) -> None:
     refused("without a sha256 digest", reg("a", chunk_digest=text), reg("b", 99))
 
 
-# Legacy TOCs: verified by the files' digests
+# Files verified by their own digest: legacy stargz, containers/storage
 
 
-def test_digest_of_the_file_where_no_chunk_has_one() -> None:
+def test_digest_of_the_file_where_its_one_chunk_has_none() -> None:
     layer = tree(
         reg("a", 10, 4, chunk_digest="", digest=digest(b"a")),
-        reg("b", 20, 4, chunk_digest="", digest=digest(b"b")),
+        reg("b", 20, 4, chunk_digest=digest(b"b"), digest=SOME),
+        reg("c", 30, 8, chunk_size=4, chunk_digest=digest(b"c"), digest=SOME),
+        chunk("c", 40, 4, chunk_digest=digest(b"d")),
         entry("empty", "reg"),
     )
-    assert layer.nodes["b"].chunks[0].digest == hashlib.sha256(b"b").digest()
+    found = [piece.digest for path in "abc" for piece in layer.nodes[path].chunks]
+    assert found == [hashlib.sha256(text).digest() for text in (b"a", b"b", b"c", b"d")]
 
 
-def test_digest_of_the_file_counts_only_if_none_has_another() -> None:
-    plain = reg("a", 10, 4, chunk_digest="", digest=SOME)
-    refused("without a sha256 digest", plain, reg("b", 20, 4))
-    refused("without a sha256 digest", plain, reg("b", 20, 4, chunk_digest="", digest=""))
-    refused(
-        "without a sha256 digest",
-        reg("a", 10, 8, chunk_digest="", digest=SOME, chunk_size=4),
-        chunk("a", 20, 4, chunk_digest=""),
-    )
+def test_file_of_several_chunks_has_a_digest_for_each() -> None:
+    first = reg("a", 10, 8, chunk_digest="", digest=SOME, chunk_size=4)
+    refused("without a sha256 digest", first, chunk("a", 20, 4, chunk_digest=digest(b"2")))
+    refused("without a sha256 digest", reg("a", 10, 8, chunk_size=4), chunk("a", 20, 4, chunk_digest=""))
+    refused("without a sha256 digest", reg("b", 20, 4, chunk_digest="", digest=""))
 
 
 def test_digest_of_the_file_does_not_stand_for_a_part_of_it() -> None:

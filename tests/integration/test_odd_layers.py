@@ -234,6 +234,7 @@ ODD: Final[dict[str, Odd]] = {
                     file("x/capable", b"#!", mode=0o755, xattrs={"security.capability": CAPABILITY}),
                     file("x/empty", xattrs={"user.on-empty": b"value"}),
                     file("x/binary", b"b", xattrs={"user.binary": bytes(range(1, 10)), "user.none": b""}),
+                    file("x/trusted", b"t", xattrs={"trusted.mine": b"1", "user.mine": b"2"}),
                     file("x/long", b"l", xattrs={"user." + "n" * 250: b"v" * 900}),
                     file("x/suid", b"s", mode=0o6755, uid=9, xattrs={"user.a": b"b"}),
                 ]

@@ -1,86 +1,34 @@
-"""The real image's whole root file system, against the same image on containerd's own overlayfs.
-
-In three states: while layers are not here yet, through the same mount when they are, and through a new
-mount, which is native.
-"""
+"""The real image's whole root file system, against the same image on containerd's own overlayfs."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
 from tests import trees
 from tests.integration import recipe
 from tests.integration.conftest import References
-from tests.integration.harness import Containerd, Throttle
+from tests.integration.equality import Ordinary, assert_equal_in_three_states, unpacked
+from tests.integration.harness import Throttle
 from tests.integration.image import RealImage
-from tests.integration.lazy import (
-    Layout,
-    by_way_of,
-    incomplete,
-    inode_groups,
-    read_layout,
-    root_file_system,
-    status,
-    until_complete,
-    until_released,
-    without_contents,
-)
+from tests.integration.lazy import inode_groups, root_file_system, status, without_contents
 from tests.integration.node import ON_DEMAND, differences, running_node
-from tests.trees import Entry
 
 pytestmark = pytest.mark.containerd
-
-QUICK = "[lazy]\nmount_seconds = 1\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Ordinary:
-    """The image as containerd unpacks it."""
-
-    layout: Layout
-    tree: dict[str, Entry]
 
 
 @pytest.fixture(scope="module")
 def ordinary(file_system: str, image: RealImage, references: References) -> Iterator[Ordinary]:
-    layout = read_layout(image.optimized)
-    with Containerd(f"{file_system}/equal") as containerd:
-        containerd.pull(references.optimized)
-        target = f"{file_system}/equal/tree"
-        with root_file_system(containerd, layout.chain_id, target, snapshotter="overlayfs") as root:
-            assert inode_groups(root) == []
-            yield Ordinary(layout, trees.scan(root))
+    with unpacked(f"{file_system}/equal", image.optimized, references.optimized) as found:
+        yield found
 
 
 def test_trees_are_equal_while_layers_stream_and_afterwards(
     ordinary: Ordinary, references: References, throttle: Throttle, directory: str
 ) -> None:
-    reference = by_way_of(throttle, references.optimized)
-    top = ordinary.layout.chain_id
-    throttle.rate = 3_000_000
-    with running_node(directory, config=QUICK) as node:
-        node.pull(reference)
-        with root_file_system(node.containerd, top, f"{directory}/lazy") as lazy:
-            assert len(incomplete(node.layergate)) == 4
-            throttle.rate = 10_000_000
-            assert differences(trees.scan(lazy), ordinary.tree) == []
-            fetched = status(node.layergate).fetched_bytes
-            assert fetched.on_demand > 0
-            assert fetched.background > 0
-
-            throttle.rate = 0
-            until_complete(node.layergate)
-            assert differences(trees.scan(lazy), ordinary.tree) == []
-            assert inode_groups(lazy) == []
-
-            until_released(node.layergate)
-            with root_file_system(node.containerd, top, f"{directory}/native") as native:
-                assert differences(trees.scan(native), ordinary.tree) == []
-                assert inode_groups(native) == []
+    assert_equal_in_three_states(ordinary, references.optimized, throttle, directory)
 
 
 @pytest.mark.parametrize("writable", [True, False], ids=["active", "view"])
