@@ -211,10 +211,15 @@ class RegistryBlob:
 
 
 class FileBlob:
-    """A blob in a local file; the file's errors become StoreError."""
+    """A blob in a local file; the file's errors become StoreError.
 
-    def __init__(self, path: str) -> None:
+    It is the whole file, or the part of `size` bytes at `start`: a file in a tar.
+    """
+
+    def __init__(self, path: str, *, start: int = 0, size: int | None = None) -> None:
         self._path = path
+        self._start = start
+        self._size = size
 
     @asynccontextmanager
     async def stream(self, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -233,11 +238,13 @@ class FileBlob:
 
     async def tail(self, length: int) -> tuple[bytes, int]:
         """See Blob."""
-        size = await to_thread.run_sync(self._stat_size)
+        size = self._size if self._size is not None else await to_thread.run_sync(self._stat_size)
         return await self.read(max(0, size - length), size), size
 
     async def _blocks(self, fd: int, start: int, end: int) -> AsyncGenerator[bytes, None]:
-        position = start
+        if self._size is not None and end > self._size:
+            raise FormatError(f"a part of {self._path} has {self._size} bytes, and no byte {end - 1}")
+        position, end = self._start + start, self._start + end
         while position < end:
             block = await to_thread.run_sync(self._pread, fd, min(_FILE_BLOCK, end - position), position)
             if not block:
@@ -259,7 +266,7 @@ class FileBlob:
 
     def _stat_size(self) -> int:
         try:
-            return os.stat(self._path).st_size
+            return os.stat(self._path).st_size - self._start
         except OSError as error:
             raise self._refused(error) from error
 

@@ -1,183 +1,207 @@
-"""Reading an OCI image layout: a directory in which an image's manifest and blobs lie as files.
+"""Reading an OCI image layout: a directory, or a tar of one, in which an image's parts lie as files.
 
-    DIR/index.json              the manifests and indexes in it, each with its tag as an annotation
-    DIR/blobs/sha256/<hex>      manifests, configs and layers
+    index.json              the manifests and indexes in it, each with its tag as an annotation
+    blobs/sha256/<hex>      manifests, configs and layers
 
-OCI image-spec, "image-layout". What skopeo, buildah, buildx and `ctr images export` write is read, tags
-by `org.opencontainers.image.ref.name` and containerd's image names too. Indexes and manifests are verified
-against their digests; layers are not read here. Blocking.
+OCI image-spec, "image-layout". What skopeo, buildah, buildx, `docker save` and `ctr images export` write is
+read, tags by `org.opencontainers.image.ref.name` and containerd's image names too. Indexes, manifests and
+configs are verified against their digests; layers are not. Blocking.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
-from typing import Annotated, Final
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, Protocol
 
 import msgspec
 
+from fetcher.blob import Blob, FileBlob
 from fetcher.errors import FormatError, InvalidReference, SourceNotFound, StoreError, VerificationError
+from fetcher.images.layout_index import IMAGE_NAME, REF_NAME, blob_name
 from fetcher.manifest import (
     INDEX_TYPES,
     MANIFEST_TYPES,
+    OCI_INDEX,
     Descriptor,
+    Document,
     IndexEntry,
-    Manifest,
-    Platform,
-    choose_manifest,
     document_type,
-    parse_manifest,
+    parse_index,
 )
-from fetcher.reference import parse_digest
+from fetcher.reference import parse_digest, parse_reference
 
-_TAG: Final = "org.opencontainers.image.ref.name"
-_NAME: Final = "io.containerd.image.name"
-_DOCUMENT_LIMIT: Final = 16 << 20
-"""Bytes of an index or a manifest; real ones have some KB."""
-_NESTING_LIMIT: Final = 4
-_SHOWN_TAGS: Final = 10
+DOCUMENT_LIMIT: Final = 16 << 20
+"""Bytes of an index, a manifest or a config; real ones have some KB."""
 
-
-class _WirePlatform(msgspec.Struct, frozen=True):
-    os: str = ""
-    architecture: str = ""
-    variant: str = ""
+_DOCUMENT_TYPES: Final = INDEX_TYPES | MANIFEST_TYPES
+_INDEX: Final = "index.json"
+_SHOWN_NAMES: Final = 10
 
 
-class _WireEntry(msgspec.Struct, frozen=True, rename="camel"):
-    digest: str
-    size: Annotated[int, msgspec.Meta(ge=0)]
-    media_type: str = ""
-    annotations: dict[str, str] | None = None
-    platform: _WirePlatform | None = None
+class LayoutFiles(Protocol):
+    """The files of a layout, by names relative to it.
 
-
-class _WireIndex(msgspec.Struct, frozen=True):
-    manifests: list[_WireEntry]
-
-
-def split_layout(text: str) -> tuple[str, str | None]:
-    """DIR and TAG of `DIR[:TAG]`. Both may have colons, so DIR is the longest part that is a directory here.
-
-    Raises SourceNotFound if none is.
+    Every method raises SourceNotFound, FormatError, StoreError.
     """
-    if os.path.isdir(text):
-        return text, None
-    directory = text
-    while ":" in directory:
-        directory = directory.rpartition(":")[0]
-        if os.path.isdir(directory):
-            return directory, text[len(directory) + 1 :]
-    raise SourceNotFound(f"there is no directory {text.partition(':')[0]}")
+
+    @property
+    def name(self) -> str:
+        """What errors call the layout."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A whole file of at most `limit` bytes."""
+
+    def blob(self, name: str) -> Blob:
+        """A file to be read in parts."""
 
 
-class OciLayout:
-    """The layout in one directory."""
+class LayoutDirectory:
+    """A layout in a directory."""
 
     def __init__(self, directory: str) -> None:
         self.directory = os.path.abspath(directory)
 
-    def blob_path(self, digest: str) -> str:
-        """The file of a blob; `digest` is `sha256:<hex>`. Raises InvalidReference if it is not."""
-        return os.path.join(self.directory, "blobs", *parse_digest(digest).split(":"))
+    @property
+    def name(self) -> str:
+        """See LayoutFiles."""
+        return self.directory
 
-    def manifest(self, tag: str | None, platform: Platform) -> Manifest:
-        """The manifest of the image `tag` for `platform`; without a tag, of the only image there is.
+    def path(self, name: str) -> str:
+        """Where a file of the layout is."""
+        return os.path.join(self.directory, name)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """See LayoutFiles."""
+        path = self.path(name)
+        try:
+            with open(path, "rb") as file:
+                data = file.read(limit + 1)
+        except FileNotFoundError:
+            raise SourceNotFound(f"{self.directory} lacks {name}") from None
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}", errno=error.errno or 0) from error
+        if len(data) > limit:
+            raise FormatError(f"{path} has more than the {limit} bytes that are allowed")
+        return data
+
+    def blob(self, name: str) -> Blob:
+        """See LayoutFiles."""
+        path = self.path(name)
+        if not os.path.isfile(path):
+            raise SourceNotFound(f"{self.directory} lacks {name}")
+        return FileBlob(path)
+
+
+class OciLayout:
+    """The images of one layout."""
+
+    def __init__(self, files: LayoutFiles) -> None:
+        self._files = files
+
+    def root(self, name: str | None) -> Document:
+        """The index or manifest of the image `name`; without a name, of the only image there is.
+
+        Where index.json lists the image once for each platform, that is an index. Raises SourceNotFound,
+        FormatError, VerificationError, StoreError.
+        """
+        data, entries = self._entries()
+        named = [entry for entry in entries if name is None or is_named(name, names_of(entry.descriptor))]
+        if not named:
+            wanted = "no image" if name is None else f"no image {name!r}; it has {_names(entries)}"
+            raise SourceNotFound(f"{self._files.name} has {wanted}")
+        digests = {entry.descriptor.digest for entry in named}
+        if len(digests) == 1:
+            return self.document(named[0].descriptor)
+        if not _one_each(named):
+            raise SourceNotFound(f"{self._files.name} has several images: name one of {_names(entries)}")
+        return _index_of(data, digests)
+
+    def document(self, descriptor: Descriptor) -> Document:
+        """An index, manifest or config, verified; its type is its own word's, then the descriptor's.
 
         Raises SourceNotFound, FormatError, VerificationError, StoreError.
         """
-        entries = self._entries()
-        named = {
-            entry.descriptor.digest: entry for entry in entries if tag in (None, *_names(entry.descriptor))
-        }
-        if not named:
-            wanted = "no image" if tag is None else f"no image {tag!r}; it has {_tags(entries)}"
-            raise SourceNotFound(f"{self.directory} has {wanted}")
-        if tag is None and len(named) > 1 and not _one_each(named.values()):
-            raise SourceNotFound(f"{self.directory} has several images: name one of {_tags(entries)}")
-        return self._resolve(list(named.values()), platform, _NESTING_LIMIT)
-
-    def _resolve(self, entries: list[IndexEntry], platform: Platform, depth: int) -> Manifest:
-        """The manifest that suits best among `entries`, through nested indexes."""
-        chosen = choose_manifest(entries, platform)
-        if chosen is None:
-            raise SourceNotFound(f"{self.directory} has no image for {platform}")
-        data = self._document(chosen)
-        try:
-            if document_type(data, chosen.media_type) not in INDEX_TYPES:
-                return parse_manifest(data)
-            if not depth:
-                raise FormatError(f"more than {_NESTING_LIMIT} indexes within each other")
-            nested = _parse_index(data)
-        except FormatError as error:
-            raise FormatError(f"{self.blob_path(chosen.digest)}: {error}") from error
-        return self._resolve(nested, platform, depth - 1)
-
-    def _entries(self) -> list[IndexEntry]:
-        """What index.json lists."""
-        path = os.path.join(self.directory, "index.json")
-        try:
-            return _parse_index(_read(path))
-        except FileNotFoundError:
-            raise SourceNotFound(f"{self.directory} is no OCI layout: it has no index.json") from None
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}", errno=error.errno or 0) from error
-        except FormatError as error:
-            raise FormatError(f"{path}: {error}") from error
-
-    def _document(self, descriptor: Descriptor) -> bytes:
-        path = self.blob_path(descriptor.digest)
-        try:
-            data = _read(path)
-        except FileNotFoundError:
-            raise SourceNotFound(f"{self.directory} lacks the manifest {descriptor.digest}") from None
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}", errno=error.errno or 0) from error
+        name = blob_name(parse_digest(descriptor.digest))
+        data = self._files.read(name, DOCUMENT_LIMIT)
         if "sha256:" + hashlib.sha256(data).hexdigest() != descriptor.digest:
-            raise VerificationError(f"{path} has another digest than its name says")
-        return data
+            raise VerificationError(f"{self._files.name}: {name} has another digest than its name says")
+        media_type = descriptor.media_type
+        if media_type in _DOCUMENT_TYPES:
+            try:
+                media_type = document_type(data, media_type)
+            except FormatError as error:
+                raise FormatError(f"{self._files.name}: {name}: {error}") from error
+        return Document(descriptor.digest, media_type, data)
+
+    def blob(self, descriptor: Descriptor) -> Blob:
+        """A layer. Raises SourceNotFound, FormatError."""
+        return self._files.blob(blob_name(parse_digest(descriptor.digest)))
+
+    def _entries(self) -> tuple[bytes, list[IndexEntry]]:
+        """index.json, and the images and indexes that it lists."""
+        try:
+            data = self._files.read(_INDEX, DOCUMENT_LIMIT)
+        except SourceNotFound:
+            raise SourceNotFound(f"{self._files.name} is no OCI layout: it has no {_INDEX}") from None
+        try:
+            return data, parse_index(data, types=_DOCUMENT_TYPES)
+        except FormatError as error:
+            raise FormatError(f"{self._files.name}: {_INDEX}: {error}") from error
 
 
-def _parse_index(data: bytes) -> list[IndexEntry]:
-    """Every manifest and index that an index lists, in its order."""
-    try:
-        wire = msgspec.json.decode(data, type=_WireIndex)
-        return [
-            IndexEntry(
-                Descriptor(parse_digest(entry.digest), entry.size, entry.media_type, entry.annotations or {}),
-                _platform(entry.platform),
-            )
-            for entry in wire.manifests
-            if entry.media_type in INDEX_TYPES | MANIFEST_TYPES
-        ]
-    except (msgspec.DecodeError, InvalidReference) as error:
-        raise FormatError(f"not an image index: {error}") from error
-
-
-def _platform(wire: _WirePlatform | None) -> Platform | None:
-    return None if wire is None or not wire.os else Platform(wire.os, wire.architecture, wire.variant)
-
-
-def _names(descriptor: Descriptor) -> set[str]:
+def names_of(descriptor: Descriptor) -> list[str]:
+    """The names that an index.json gives an image, the full one last."""
     annotations = descriptor.annotations
-    return {annotations[key] for key in (_TAG, _NAME) if annotations.get(key)}
+    return [annotations[key] for key in (REF_NAME, IMAGE_NAME) if annotations.get(key)]
 
 
-def _one_each(entries: Iterable[IndexEntry]) -> bool:
+def is_named(wanted: str, names: Iterable[str]) -> bool:
+    """Whether one of an image's names is `wanted`, as it stands or as a reference in full."""
+    return any(name == wanted or _in_full(name) == _in_full(wanted) for name in names)
+
+
+def shown_names(names: Collection[str]) -> str:
+    """Names of images, for an error."""
+    ordered = sorted(set(names))
+    more = ", ..." if len(ordered) > _SHOWN_NAMES else ""
+    return ", ".join(ordered[:_SHOWN_NAMES]) + more
+
+
+def _in_full(name: str) -> str:
+    try:
+        return str(parse_reference(name))
+    except InvalidReference:
+        return name
+
+
+def _one_each(entries: Sequence[IndexEntry]) -> bool:
     """Whether the entries are one image for several platforms, none of them twice."""
     platforms = [entry.platform for entry in entries]
     return None not in platforms and len(set(platforms)) == len(platforms)
 
 
-def _tags(entries: Iterable[IndexEntry]) -> str:
-    tags = sorted({tag for entry in entries if (tag := entry.descriptor.annotations.get(_TAG))})
-    return ", ".join(tags[:_SHOWN_TAGS]) + (", ..." if len(tags) > _SHOWN_TAGS else "") or "none with a tag"
+def _names(entries: Iterable[IndexEntry]) -> str:
+    named = [names[-1] for entry in entries if (names := names_of(entry.descriptor))]
+    return shown_names(named) or "none with a tag"
 
 
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(_DOCUMENT_LIMIT + 1)
-    if len(data) > _DOCUMENT_LIMIT:
-        raise FormatError(f"more than {_DOCUMENT_LIMIT} bytes: no index or manifest")
-    return data
+class _RawIndex(msgspec.Struct):
+    manifests: list[dict[str, object]]
+
+
+def _index_of(data: bytes, digests: Collection[str]) -> Document:
+    """An index of those entries of an index.json, without the names that they have there."""
+    manifests = []
+    left = set(digests)
+    for entry in msgspec.json.decode(data, type=_RawIndex).manifests:
+        if entry["digest"] in left:
+            left.remove(str(entry["digest"]))
+            annotations = entry.pop("annotations", None)
+            if isinstance(annotations, dict):
+                kept = {key: annotations[key] for key in annotations if key not in (REF_NAME, IMAGE_NAME)}
+                entry |= {"annotations": kept} if kept else {}
+            manifests.append(entry)
+    index = msgspec.json.encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests})
+    return Document("sha256:" + hashlib.sha256(index).hexdigest(), OCI_INDEX, index)

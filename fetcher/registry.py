@@ -9,7 +9,7 @@ readers verify.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
@@ -21,11 +21,10 @@ from fetcher.credentials import CredentialStore
 from fetcher.errors import (
     FormatError,
     InvalidReference,
-    RegistryError,
     RegistryNotFound,
     VerificationError,
 )
-from fetcher.exchange import Answer, CountBytes, CountRequest, Exchange
+from fetcher.exchange import Answer, Body, CountBytes, CountRequest, Exchange, WriteMethod
 from fetcher.http import Subject, gather
 from fetcher.manifest import (
     INDEX_TYPES,
@@ -39,7 +38,7 @@ from fetcher.manifest import (
     parse_manifest,
 )
 from fetcher.reference import Reference, parse_digest, short_digest
-from fetcher.retries import Retries, Sleep
+from fetcher.retries import Retries, Sleep, retried
 from fetcher.settings import RegistrySettings
 from fetcher.transport import RegistryTransport
 from fetcher.version import VERSION
@@ -100,7 +99,7 @@ class RegistryClient:
         Raises RegistryNotFound if it has none for the platform, VerificationError, FormatError, or any
         other RegistryError.
         """
-        first = await self._document(reference, reference.target, reference.digest)
+        first = await self.document(reference)
         if first.media_type in MANIFEST_TYPES:
             return ResolvedImage(reference, None, first, self._parsed(reference, first, parse_manifest))
         entries = self._parsed(reference, first, parse_index)
@@ -112,12 +111,35 @@ class RegistryClient:
             raise RegistryNotFound(
                 f"{reference} has no image for {platform}; there is: {offered}", host=reference.host
             )
-        second = await self._document(reference, chosen.digest, chosen.digest)
+        second = await self.document(reference, chosen.digest)
         if second.media_type not in MANIFEST_TYPES:
             raise FormatError(
                 f"{reference}: its index lists an index ({short_digest(chosen.digest)}) as an image"
             )
         return ResolvedImage(reference, first, second, self._parsed(reference, second, parse_manifest))
+
+    async def document(self, reference: Reference, digest: str | None = None) -> Document:
+        """The index or manifest that `reference` names, or that of `digest` in the same repository, verified.
+
+        Raises VerificationError, FormatError, or any RegistryError.
+        """
+        digest = digest or reference.digest
+        target = digest or reference.target
+        subject = self.subject(reference, target)
+
+        async def attempt() -> Document:
+            async with self._exchange.open(
+                subject, f"manifests/{target}", kind="manifest", headers={"Accept": _ACCEPT}
+            ) as answer:
+                data = await gather(answer.blocks, subject, MANIFEST_LIMIT)
+                served = digest or answer.headers.get("docker-content-digest", "")
+                actual = _sha256(data)
+                if served.startswith("sha256:") and served != actual:
+                    raise VerificationError(f"{subject}: the manifest is {actual}, and not {served}")
+                media_type = self._parsed_type(subject, data, answer.headers.get("content-type", ""))
+                return Document(actual, media_type, data)
+
+        return await retried(self.retries(), attempt)
 
     async def blob_bytes(self, reference: Reference, digest: str, *, limit: int) -> bytes:
         """A whole blob of at most `limit` bytes, verified.
@@ -130,7 +152,7 @@ class RegistryClient:
             async with self.open_blob(reference, digest) as answer:
                 return await gather(answer.blocks, self.subject(reference, digest), limit)
 
-        data = await self._retried(attempt)
+        data = await retried(self.retries(), attempt)
         if _sha256(data) != digest:
             raise VerificationError(f"{reference.name}: the blob {digest} came with other content")
         return data
@@ -159,6 +181,24 @@ class RegistryClient:
             location_key=digest if method == "GET" else None,
         )
 
+    def write(
+        self,
+        subject: Subject,
+        url: str | httpx.URL,
+        *,
+        method: WriteMethod,
+        headers: dict[str, str] | None = None,
+        body: Body | None = None,
+        accept: Collection[int],
+    ) -> AbstractAsyncContextManager[Answer]:
+        """One try at a request that changes a repository, or asks whether it has to be changed.
+
+        For `fetcher.push`, which has what it takes to resume. Raises RegistryError.
+        """
+        return self._exchange.write(
+            subject, url, method=method, headers=headers or {}, body=body, accept=accept
+        )
+
     def subject(self, reference: Reference, target: str) -> Subject:
         """What a request for a tag or a digest is about; raises InvalidReference for an impossible host."""
         try:
@@ -170,31 +210,6 @@ class RegistryClient:
     def retries(self) -> Retries:
         """The tries of one undertaking, as the settings limit them."""
         return Retries(self._settings.retry_limit, sleep=self._sleep)
-
-    async def _document(self, reference: Reference, target: str, digest: str | None) -> Document:
-        subject = self.subject(reference, target)
-
-        async def attempt() -> Document:
-            async with self._exchange.open(
-                subject, f"manifests/{target}", kind="manifest", headers={"Accept": _ACCEPT}
-            ) as answer:
-                data = await gather(answer.blocks, subject, MANIFEST_LIMIT)
-                served = digest or answer.headers.get("docker-content-digest", "")
-                actual = _sha256(data)
-                if served.startswith("sha256:") and served != actual:
-                    raise VerificationError(f"{subject}: the manifest is {actual}, and not {served}")
-                media_type = self._parsed_type(subject, data, answer.headers.get("content-type", ""))
-                return Document(actual, media_type, data)
-
-        return await self._retried(attempt)
-
-    async def _retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        retries = self.retries()
-        while True:
-            try:
-                return await attempt()
-            except RegistryError as error:
-                await retries.wait(error)
 
     def _parsed(self, reference: Reference, document: Document, parse: Callable[[bytes], T]) -> T:
         try:

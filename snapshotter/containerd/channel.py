@@ -94,6 +94,24 @@ class ContainerdChannel:
             return cast(ResponseT, await call(request, timeout=within, metadata=self._headers()))
 
     @asynccontextmanager
+    async def stream(
+        self, method: str, request: Message, response: type[ResponseT], *, action: str
+    ) -> AsyncIterator[AsyncIterator[ResponseT]]:
+        """The answers that `method` streams, cancelled when the block is left before their end.
+
+        Raises ContainerdUnreachable or ContainerdRefused, within the block too.
+        """
+        open_call = self._channel.unary_stream(
+            f"/{method}", type(request).SerializeToString, response.FromString
+        )
+        call = open_call(request, metadata=self._headers())
+        try:
+            with self._translated(action):
+                yield call.__aiter__()
+        finally:
+            call.cancel()
+
+    @asynccontextmanager
     async def duplex(
         self, method: str, request: type[Message], response: type[ResponseT], *, action: str
     ) -> AsyncIterator[DuplexCall[ResponseT]]:

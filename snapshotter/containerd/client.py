@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import anyio
 from google.protobuf import empty_pb2, field_mask_pb2
@@ -137,12 +137,20 @@ class ContainerdClient:
 
     async def keep_snapshot(self, snapshotter: str, name: str) -> None:
         """Add a snapshot that was there before to this client's lease."""
-        resource = leases_pb2.Resource(id=name, type=f"snapshots/{snapshotter}")
+        await self._keep(f"snapshots/{snapshotter}", name)
+
+    async def keep_content(self, digest: str) -> None:
+        """Add a blob that was there before to this client's lease."""
+        await self._keep("content", digest)
+
+    async def _keep(self, kind: str, name: str) -> None:
         await self._channel.unary(
             f"{_LEASES}/AddResource",
-            leases_pb2.AddResourceRequest(id=self._channel.lease or "", resource=resource),
+            leases_pb2.AddResourceRequest(
+                id=self._channel.lease or "", resource=leases_pb2.Resource(id=name, type=kind)
+            ),
             empty_pb2.Empty,
-            action=f"add snapshot {name} to a lease",
+            action=f"add {kind} {name} to a lease",
         )
 
     # Content
@@ -159,6 +167,21 @@ class ContainerdClient:
         except ContainerdNotFound:
             return None
         return ContentInfo(answer.info.digest, answer.info.size, dict(answer.info.labels))
+
+    @asynccontextmanager
+    async def read_content(self, digest: str, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes [start, end) of a blob, in blocks. Raises ContainerdNotFound, within the block too."""
+        async with (
+            self._channel.stream(
+                f"{_CONTENT}/Read",
+                # A size of 0 would mean the rest.
+                content_pb2.ReadContentRequest(digest=digest, offset=start, size=max(1, end - start)),
+                content_pb2.ReadContentResponse,
+                action=f"read content {digest}",
+            ) as answers,
+            aclosing(answer.data async for answer in answers) as blocks,
+        ):
+            yield blocks
 
     async def label_content(self, digest: str, labels: Mapping[str, str]) -> None:
         """Set these labels of a blob and leave its others as they are."""

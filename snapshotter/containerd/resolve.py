@@ -6,14 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-import msgspec
-
 from fetcher.blob import RegistryBlob
-from fetcher.errors import InvalidReference
+from fetcher.errors import FormatError
 from fetcher.manifest import Descriptor as ManifestDescriptor
 from fetcher.manifest import Document as ServedDocument
-from fetcher.manifest import Platform, parse_index
-from fetcher.reference import Reference, parse_digest
+from fetcher.manifest import Platform, parse_diff_ids, parse_index
+from fetcher.reference import Reference
 from fetcher.registry import RegistryClient
 from snapshotter.containerd.image import Document, PullableImage, UnusableImage
 from snapshotter.containerd.types import Descriptor
@@ -56,19 +54,11 @@ def _record_name(reference: Reference) -> str:
     return f"{reference.name}@{reference.digest}" if reference.digest is not None else str(reference)
 
 
-class _RootFs(msgspec.Struct, frozen=True):
-    diff_ids: list[str]
-
-
-class _Config(msgspec.Struct, frozen=True):
-    rootfs: _RootFs
-
-
 def _diff_ids(config: bytes, reference: Reference) -> tuple[str, ...]:
     try:
-        return tuple(parse_digest(text) for text in msgspec.json.decode(config, type=_Config).rootfs.diff_ids)
-    except (msgspec.DecodeError, InvalidReference) as error:
-        raise UnusableImage(f"{reference} has no config that a container can be made of: {error}") from error
+        return parse_diff_ids(config)
+    except FormatError as error:
+        raise UnusableImage(f"{reference} has {error}") from error
 
 
 def _siblings(index: ServedDocument) -> tuple[str, ...]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anyio import to_thread
 
 from fetcher.blob import Blob, FileBlob, RegistryBlob
 from fetcher.errors import SourceNotFound
-from fetcher.manifest import LayerDescriptor, Platform
-from fetcher.oci_layout import OciLayout, split_layout
+from fetcher.images.choosing import choose_image
+from fetcher.images.layout_index import blob_name
+from fetcher.images.layout_source import LayoutImageSource
+from fetcher.images.naming import LAYOUT, LayoutPlace, is_path, not_a_file, split_layout
+from fetcher.manifest import LayerDescriptor, Manifest, Platform
+from fetcher.oci_layout import LayoutDirectory
 from fetcher.reference import parse_reference
 from fetcher.sources import BlobSources
 from fetcher.store import FileSource, RegistrySource, Source
 from snapshotter.manual.errors import NoSuchLayer
 
-_LAYOUT = "oci:"
 _LONGEST_NUMBER = 4
 """Digits of a layer's number; a longer word is the beginning of a digest."""
 _SHORTEST_PREFIX = 6
@@ -48,12 +52,12 @@ class SourceImage:
 def absolute_source(text: str) -> str:
     """SOURCE with its path made absolute, so that it means the same to a process that runs elsewhere.
 
-    A name that is a file or directory here, or begins like a path, is a path; any other one an image's.
+    What is a path, and what the name of an image, is decided as for every other command.
     """
-    if text.startswith(_LAYOUT):
-        directory, tag = split_layout(text.removeprefix(_LAYOUT))
-        return f"{_LAYOUT}{os.path.abspath(directory)}" + ("" if tag is None else f":{tag}")
-    if text.startswith(("/", "./", "../")) or os.path.exists(text):
+    if text.startswith(LAYOUT):
+        directory, tag = split_layout(text.removeprefix(LAYOUT))
+        return str(LayoutPlace(os.path.abspath(directory), tag))
+    if is_path(text):
         return os.path.abspath(text)
     return str(parse_reference(text))
 
@@ -62,35 +66,40 @@ async def resolve_source(
     text: str, platform: Platform, sources: BlobSources, *, plain_http: bool
 ) -> SourceImage:
     """The layers of an absolute SOURCE. Raises FetchError."""
-    if text.startswith(_LAYOUT):
-        return await to_thread.run_sync(_from_layout, text, platform)
+    if text.startswith(LAYOUT):
+        return await _from_layout(text, platform)
     if text.startswith("/"):
         return _from_file(text)
     return await _from_registry(text, platform, sources, plain_http=plain_http)
 
 
 def pick_layer(image: SourceImage, wanted: str) -> SourceImage:
-    """The image reduced to one layer, by number (1 is the lowest) or by digest or its beginning.
+    """The image reduced to one layer. Raises NoSuchLayer; see `layer_index`."""
+    index = layer_index(image.name, [layer.digest for layer in image.layers], wanted)
+    return SourceImage(image.name, (image.layers[index],))
+
+
+def layer_index(image: str, digests: Sequence[str | None], wanted: str) -> int:
+    """Which layer is `wanted`, by number (1 is the lowest) or by digest or its beginning; from 0 on.
 
     Raises NoSuchLayer.
     """
-    count = len(image.layers)
+    count = len(digests)
     if wanted.isdecimal() and len(wanted) <= _LONGEST_NUMBER:
         if not 1 <= int(wanted) <= count:
-            raise NoSuchLayer(f"{image.name} has no layer {wanted}: it has {count}, the lowest is 1")
-        found = [image.layers[int(wanted) - 1]]
-    else:
-        digits = wanted.removeprefix("sha256:")
-        found = [
-            layer
-            for layer in image.layers
-            if layer.digest is not None and layer.digest.removeprefix("sha256:").startswith(digits)
-        ]
-        if not found or len(digits) < _SHORTEST_PREFIX:
-            raise NoSuchLayer(f"{image.name} has no layer with digest {wanted}")
-        if len({layer.digest for layer in found}) > 1:
-            raise NoSuchLayer(f"{image.name} has several layers whose digest begins with {wanted}")
-    return SourceImage(image.name, (found[0],))
+            raise NoSuchLayer(f"{image} has no layer {wanted}: it has {count}, the lowest is 1")
+        return int(wanted) - 1
+    digits = wanted.removeprefix("sha256:")
+    found = {
+        digest: index
+        for index, digest in reversed(list(enumerate(digests)))
+        if digest is not None and digest.removeprefix("sha256:").startswith(digits)
+    }
+    if not found or len(digits) < _SHORTEST_PREFIX:
+        raise NoSuchLayer(f"{image} has no layer with digest {wanted}")
+    if len(found) > 1:
+        raise NoSuchLayer(f"{image} has several layers whose digest begins with {wanted}")
+    return next(iter(found.values()))
 
 
 async def _from_registry(
@@ -113,24 +122,27 @@ async def _from_registry(
     )
 
 
-def _from_layout(text: str, platform: Platform) -> SourceImage:
-    directory, tag = split_layout(text.removeprefix(_LAYOUT))
-    layout = OciLayout(directory)
+async def _from_layout(text: str, platform: Platform) -> SourceImage:
+    directory, tag = split_layout(text.removeprefix(LAYOUT))
+    chosen = await choose_image(LayoutImageSource(directory, tag), platform)
+    layers = await to_thread.run_sync(_layout_layers, directory, chosen.parsed)
+    return SourceImage(text, layers)
+
+
+def _layout_layers(directory: str, manifest: Manifest) -> tuple[SourceLayer, ...]:
+    files = LayoutDirectory(directory)
     layers = []
-    for number, layer in enumerate(layout.manifest(tag, platform).layers, start=1):
-        path = layout.blob_path(layer.digest)
+    for number, layer in enumerate(manifest.layers, start=1):
+        path = files.path(blob_name(layer.digest))
         if not os.path.isfile(path):
             raise SourceNotFound(f"{directory} lacks layer {number}, {layer.digest}")
         layers.append(_layer(number, layer, FileSource(path), FileBlob(path)))
-    return SourceImage(text, tuple(layers))
+    return tuple(layers)
 
 
 def _from_file(path: str) -> SourceImage:
-    if os.path.isdir(path):
-        hint = f": for an OCI layout, say oci:{path}" if os.path.exists(f"{path}/index.json") else ""
-        raise SourceNotFound(f"{path} is a directory, and no layer{hint}")
-    if not os.path.exists(path):
-        raise SourceNotFound(f"there is no file {path}")
+    if not os.path.isfile(path):
+        raise not_a_file(path)
     return SourceImage(path, (SourceLayer(1, None, None, None, FileSource(path), FileBlob(path)),))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -15,6 +16,8 @@ from fetcher.manifest import (
     Platform,
     choose_manifest,
     document_type,
+    parse_config_platform,
+    parse_diff_ids,
     parse_index,
     parse_manifest,
 )
@@ -168,3 +171,30 @@ def test_the_type_is_the_documents_own_or_else_the_servers(
 def test_what_is_neither_index_nor_manifest_is_refused(body: object) -> None:
     with pytest.raises(FormatError):
         document_type(json.dumps(body).encode(), "application/vnd.docker.distribution.manifest.v1+prettyjws")
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [parse_manifest, parse_index, parse_diff_ids, parse_config_platform, lambda it: document_type(it, "")],
+)
+@pytest.mark.parametrize("data", [b'{"os": "\xff", "mediaType": "\xff"}', b"[" * 100_000, b"", b"null"])
+def test_what_is_no_text_is_refused_like_anything_else(parse: Callable[[bytes], object], data: bytes) -> None:
+    with pytest.raises(FormatError):
+        parse(data)
+
+
+def test_a_config_says_what_it_is_for_and_what_its_layers_are() -> None:
+    config = json.dumps(
+        {"os": "linux", "architecture": "arm64", "rootfs": {"diff_ids": DIGESTS[:2]}}
+    ).encode()
+    assert parse_config_platform(config) == Platform("linux", "arm64")
+    assert parse_diff_ids(config) == tuple(DIGESTS[:2])
+    assert parse_config_platform(b"{}") is None
+    with pytest.raises(FormatError):
+        parse_diff_ids(b'{"rootfs": {"diff_ids": ["sha256:1"]}}')
+
+
+def test_nested_indexes_are_listed_where_they_are_asked_for() -> None:
+    data = index(None, media_type=OCI_INDEX)
+    assert parse_index(data) == []
+    assert [entry.descriptor.digest for entry in parse_index(data, types={OCI_INDEX})] == DIGESTS[:1]

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from fetcher.errors import FormatError, InvalidReference, SourceNotFound, VerificationError
-from fetcher.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Platform
-from fetcher.oci_layout import OciLayout, split_layout
+from fetcher.images.choosing import choose_image
+from fetcher.images.layout_source import LayoutImageSource
+from fetcher.images.naming import split_layout
+from fetcher.manifest import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Platform,
+    parse_index,
+)
+from fetcher.oci_layout import LayoutDirectory, OciLayout
+
+pytestmark = pytest.mark.anyio
 
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
+CONFIG = "application/vnd.oci.image.config.v1+json"
 TAG = "org.opencontainers.image.ref.name"
+CONTAINERD = "io.containerd.image.name"
 
 
 class Writer:
@@ -34,10 +48,16 @@ class Writer:
         return {"mediaType": media_type, "digest": f"sha256:{name}", "size": len(data), **(extra or {})}
 
     def manifest(
-        self, layer: str, extra: Mapping[str, object] | None = None, *, media_type: str = OCI_MANIFEST
+        self,
+        layer: str,
+        extra: Mapping[str, object] | None = None,
+        *,
+        media_type: str = OCI_MANIFEST,
+        architecture: str = "amd64",
     ) -> dict[str, object]:
+        config = self.document(CONFIG, {"os": "linux", "architecture": architecture})
         blob = {"mediaType": "layer", "digest": f"sha256:{layer * 64}", "size": 1}
-        value = {"schemaVersion": 2, "mediaType": media_type, "config": blob, "layers": [blob]}
+        value = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [blob]}
         return self.document(media_type, value, extra)
 
     def index(
@@ -49,10 +69,14 @@ class Writer:
         value = {"schemaVersion": 2, "mediaType": media_type, "manifests": list(entries)}
         return self.document(media_type, value, extra)
 
-    def finish(self, *entries: dict[str, object]) -> OciLayout:
+    def finish(self, *entries: dict[str, object]) -> str:
+        """Write index.json; the layout's directory."""
         value = {"schemaVersion": 2, "manifests": list(entries)}
         (self.directory / "index.json").write_text(json.dumps(value))
-        return OciLayout(str(self.directory))
+        return str(self.directory)
+
+    def path(self, entry: dict[str, object]) -> Path:
+        return self.directory / "blobs" / str(entry["digest"]).replace(":", "/")
 
 
 @pytest.fixture
@@ -68,41 +92,43 @@ def platform(architecture: str) -> dict[str, dict[str, str]]:
     return {"platform": {"os": "linux", "architecture": architecture}}
 
 
-def layer(layout: OciLayout, tag: str | None = None, wanted: Platform = AMD64) -> str:
+async def layer(layout: str, tag: str | None = None, wanted: Platform | None = AMD64) -> str:
     """The digit of which the chosen image's one layer is named."""
-    (found,) = layout.manifest(tag, wanted).layers
+    async with LayoutImageSource(layout, tag) as source:
+        chosen = await choose_image(source, wanted)
+    (found,) = chosen.parsed.layers
     return found.digest[-1]
 
 
-def test_the_only_image_needs_no_tag(writer: Writer) -> None:
+async def test_the_only_image_needs_no_tag(writer: Writer) -> None:
     layout = writer.finish(writer.manifest("1", tagged("latest")))
-    assert layer(layout) == layer(layout, "latest") == "1"
+    assert await layer(layout) == await layer(layout, "latest") == "1"
 
 
-def test_one_image_under_several_tags_needs_none_either(writer: Writer) -> None:
-    layout = writer.finish(*(writer.manifest("1", tagged(tag)) for tag in ("one", "other")))
-    assert layer(layout) == "1"
+async def test_one_image_under_several_tags_needs_none_either(writer: Writer) -> None:
+    assert await layer(writer.finish(*(writer.manifest("1", tagged(tag)) for tag in ("one", "other")))) == "1"
 
 
-def test_of_several_images_one_must_be_named(writer: Writer) -> None:
+async def test_of_several_images_one_must_be_named(writer: Writer) -> None:
     layout = writer.finish(writer.manifest("1", tagged("one")), writer.manifest("2", tagged("two")))
-    assert (layer(layout, "one"), layer(layout, "two")) == ("1", "2")
+    assert (await layer(layout, "one"), await layer(layout, "two")) == ("1", "2")
     with pytest.raises(SourceNotFound, match=r"several images: name one of one, two$"):
-        layout.manifest(None, AMD64)
+        await layer(layout)
     with pytest.raises(SourceNotFound, match=r"no image 'three'; it has one, two$"):
-        layout.manifest("three", AMD64)
+        await layer(layout, "three")
 
 
-def test_a_name_of_containerds_is_taken_too(writer: Writer) -> None:
-    name = "docker.io/library/python:3"
+@pytest.mark.parametrize("name", ["docker.io/library/python:3", "python:3", "docker.io/python:3"])
+async def test_a_name_of_containerds_is_taken_too_in_full_or_not(writer: Writer, name: str) -> None:
     layout = writer.finish(
-        writer.manifest("1", tagged(name, "io.containerd.image.name")), writer.manifest("2", tagged("x"))
+        writer.manifest("1", tagged("docker.io/library/python:3", CONTAINERD)),
+        writer.manifest("2", tagged("x")),
     )
-    assert layer(layout, name) == "1"
+    assert await layer(layout, name) == "1"
 
 
 @pytest.mark.parametrize("media_type", [OCI_INDEX, DOCKER_LIST])
-def test_an_index_is_followed_to_the_platform(writer: Writer, media_type: str) -> None:
+async def test_an_index_is_followed_to_the_platform(writer: Writer, media_type: str) -> None:
     kind = OCI_MANIFEST if media_type == OCI_INDEX else DOCKER_MANIFEST
     layout = writer.finish(
         writer.index(
@@ -113,54 +139,77 @@ def test_an_index_is_followed_to_the_platform(writer: Writer, media_type: str) -
             extra=tagged("latest"),
         )
     )
-    assert (layer(layout), layer(layout, wanted=ARM64)) == ("1", "2")
-    with pytest.raises(SourceNotFound, match="no image for linux/s390x"):
-        layout.manifest(None, Platform("linux", "s390x"))
+    assert (await layer(layout), await layer(layout, wanted=ARM64)) == ("1", "2")
+    with pytest.raises(
+        SourceNotFound, match=r"no image for linux/s390x; there is: linux/amd64, linux/arm64,"
+    ):
+        await layer(layout, wanted=Platform("linux", "s390x"))
 
 
-def test_indexes_may_be_nested_but_not_for_ever(writer: Writer) -> None:
+async def test_indexes_may_be_nested_but_not_for_ever(writer: Writer) -> None:
     entry = writer.manifest("1", platform("amd64"))
     for _ in range(4):
         entry = writer.index(entry)
-    assert layer(writer.finish(entry)) == "1"
+    assert await layer(writer.finish(entry)) == "1"
     with pytest.raises(FormatError, match="indexes within each other"):
-        writer.finish(writer.index(entry)).manifest(None, AMD64)
+        await layer(writer.finish(writer.index(entry)))
 
 
-def test_a_layout_may_list_an_image_once_for_each_platform(writer: Writer) -> None:
-    layout = writer.finish(writer.manifest("1", platform("amd64")), writer.manifest("2", platform("arm64")))
-    assert (layer(layout), layer(layout, wanted=ARM64)) == ("1", "2")
+async def test_a_layout_may_list_an_image_once_for_each_platform(writer: Writer) -> None:
+    entries = [
+        writer.manifest("1", platform("amd64") | tagged("v1")),
+        writer.manifest("2", platform("arm64") | tagged("v1")),
+        writer.manifest("3", tagged("v2")),
+    ]
+    layout = writer.finish(*entries)
+    assert (await layer(layout, "v1"), await layer(layout, "v1", ARM64)) == ("1", "2")
+    root = OciLayout(LayoutDirectory(layout)).root("v1")
+    assert root.media_type == OCI_INDEX
+    assert [(entry.descriptor.digest, entry.platform) for entry in parse_index(root.data)] == [
+        (entries[0]["digest"], AMD64),
+        (entries[1]["digest"], ARM64),
+    ]
+    assert b"annotations" not in root.data
+    assert root.digest == f"sha256:{hashlib.sha256(root.data).hexdigest()}"
 
 
-def test_the_image_of_another_platform_is_not_taken(writer: Writer) -> None:
-    with pytest.raises(SourceNotFound, match="no image for linux/amd64"):
-        writer.finish(writer.manifest("1", platform("arm64"))).manifest(None, AMD64)
+async def test_the_image_of_another_platform_is_not_taken_for_one_that_was_asked_for(writer: Writer) -> None:
+    layout = writer.finish(writer.manifest("1", platform("arm64"), architecture="arm64"))
+    with pytest.raises(SourceNotFound, match="no image for linux/amd64; there is: linux/arm64"):
+        await layer(layout)
+    assert await layer(layout, wanted=ARM64) == "1"
+    assert await layer(layout, wanted=None) == "1"
 
 
-def test_what_is_no_image_is_left_out(writer: Writer) -> None:
+async def test_what_is_no_image_is_left_out(writer: Writer) -> None:
     other = writer.document("application/vnd.example", {"schemaVersion": 2}, tagged("latest"))
-    assert layer(writer.finish(other, writer.manifest("1"))) == "1"
+    assert await layer(writer.finish(other, writer.manifest("1"))) == "1"
     with pytest.raises(SourceNotFound, match=r"has no image$"):
-        writer.finish(other).manifest(None, AMD64)
+        await layer(writer.finish(other))
 
 
-def test_a_manifest_with_another_digest_is_refused(writer: Writer) -> None:
+async def test_a_manifest_with_another_digest_is_refused(writer: Writer) -> None:
     entry = writer.manifest("1")
     layout = writer.finish(entry)
-    path = layout.blob_path(str(entry["digest"]))
-    Path(path).write_bytes(Path(path).read_bytes().replace(b"layers", b"layerz"))
+    writer.path(entry).write_bytes(writer.path(entry).read_bytes().replace(b"layers", b"layerz"))
     with pytest.raises(VerificationError, match="another digest"):
-        layout.manifest(None, AMD64)
+        await layer(layout)
 
 
-def test_what_is_missing_is_named(writer: Writer, tmp_path: Path) -> None:
+async def test_what_is_missing_is_named(writer: Writer, tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match=r"no OCI layout: it has no index.json"):
-        OciLayout(str(tmp_path)).manifest(None, AMD64)
+        await layer(str(tmp_path))
     entry = writer.manifest("1")
     layout = writer.finish(entry)
-    os.unlink(layout.blob_path(str(entry["digest"])))
-    with pytest.raises(SourceNotFound, match=f"lacks the manifest {entry['digest']}"):
-        layout.manifest(None, AMD64)
+    writer.path(entry).unlink()
+    with pytest.raises(SourceNotFound, match=f"lacks blobs/sha256/{str(entry['digest'])[7:]}"):
+        await layer(layout)
+
+
+async def test_a_layer_that_is_missing_is_named(writer: Writer) -> None:
+    async with LayoutImageSource(writer.finish(writer.manifest("1")), None) as source:
+        with pytest.raises(SourceNotFound, match=f"lacks blobs/sha256/{'1' * 64}"):
+            source.blob((await choose_image(source, None)).parsed.layers[0])
 
 
 @pytest.mark.parametrize(
@@ -171,27 +220,36 @@ def test_what_is_missing_is_named(writer: Writer, tmp_path: Path) -> None:
         json.dumps({"manifests": [{"digest": "sha256:../../etc/passwd", "size": 1, "mediaType": OCI_INDEX}]}),
     ],
 )
-def test_an_index_that_is_damaged_is_named(writer: Writer, text: str) -> None:
+async def test_an_index_that_is_damaged_is_named(writer: Writer, text: str) -> None:
     layout = writer.finish()
-    Path(layout.directory, "index.json").write_text(text)
+    Path(layout, "index.json").write_text(text)
     with pytest.raises(FormatError, match=r"index\.json: not an image index"):
-        layout.manifest(None, AMD64)
+        await layer(layout)
 
 
-def test_a_manifest_that_is_damaged_is_named(writer: Writer) -> None:
+async def test_a_manifest_that_is_damaged_is_named(writer: Writer) -> None:
     layout = writer.finish(writer.document(OCI_MANIFEST, {"schemaVersion": 2, "layers": 1}))
-    with pytest.raises(FormatError, match=r"blobs/sha256/[0-9a-f]{64}: not an image manifest"):
-        layout.manifest(None, AMD64)
+    with pytest.raises(FormatError, match=r"sha256:[0-9a-f]{12} is not an image manifest"):
+        await layer(layout)
 
 
-def test_a_blobs_path_stays_in_the_layout(writer: Writer) -> None:
-    layout = writer.finish()
-    assert layout.blob_path(f"sha256:{'a' * 64}") == f"{layout.directory}/blobs/sha256/{'a' * 64}"
+async def test_a_document_may_not_be_huge(writer: Writer) -> None:
+    entry = writer.manifest("1")
+    layout = writer.finish(entry)
+    writer.path(entry).write_bytes(bytes((16 << 20) + 1))
+    with pytest.raises(FormatError, match="more than the 16777216 bytes"):
+        await layer(layout)
+
+
+async def test_a_blobs_path_stays_in_the_layout(writer: Writer) -> None:
+    layout = OciLayout(LayoutDirectory(writer.finish()))
     with pytest.raises(InvalidReference):
-        layout.blob_path("sha256:../../../etc/passwd")
+        layout.document(Descriptor("sha256:../../../etc/passwd", 1, CONFIG, {}))
+    with pytest.raises(InvalidReference):
+        layout.blob(Descriptor("sha256:../../../etc/passwd", 1, "layer", {}))
 
 
-def test_directory_and_tag_may_both_have_colons(tmp_path: Path) -> None:
+async def test_directory_and_tag_may_both_have_colons(tmp_path: Path) -> None:
     for name in ("plain", "with:colon"):
         (tmp_path / name).mkdir()
     plain, colon = str(tmp_path / "plain"), str(tmp_path / "with:colon")
