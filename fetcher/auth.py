@@ -15,7 +15,7 @@ import base64
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import urlencode
 
 import anyio
@@ -66,13 +66,17 @@ def parse_challenges(headers: list[str]) -> list[Challenge]:
 
 @dataclass(frozen=True, slots=True)
 class _Grant:
-    """How a registry wants us to show who we are, for one repository."""
+    """How a registry wants us to show who we are, for one repository and what is to be done with it."""
 
     host: str
     scheme: str
     realm: str = ""
     service: str = ""
     scopes: tuple[str, ...] = ()
+
+
+_Undertaking: TypeAlias = tuple[str, str, bool]
+"""Registry, repository, and whether it is pushed to."""
 
 
 @dataclass(slots=True)
@@ -96,13 +100,13 @@ class Authenticator:
     def __init__(self, credentials: CredentialStore, send: TokenSender) -> None:
         self._credentials = credentials
         self._send = send
-        self._grants: dict[tuple[str, str], _Grant] = {}
+        self._grants: dict[_Undertaking, _Grant] = {}
         self._authorizations: dict[_Grant, _Authorization] = {}
         self._locks: dict[_Grant, anyio.Lock] = {}
 
     def is_anonymous(self, subject: Subject) -> bool:
         """Whether the last request about `subject` went without credentials."""
-        grant = self._grants.get((subject.host, subject.reference.repository))
+        grant = self._grants.get(_undertaking(subject))
         authorization = self._authorizations.get(grant) if grant is not None else None
         return authorization is None or authorization.anonymous
 
@@ -111,7 +115,7 @@ class Authenticator:
 
         Raises RegistryError if a token has to be renewed and cannot be.
         """
-        grant = self._grants.get((subject.host, subject.reference.repository))
+        grant = self._grants.get(_undertaking(subject))
         return None if grant is None else await self._authorized(grant, subject, refused=None)
 
     async def answer(self, subject: Subject, challenges: list[Challenge], refused: str | None) -> str | None:
@@ -120,7 +124,7 @@ class Authenticator:
         Raises RegistryUnauthorized if there is none to give, or any other RegistryError.
         """
         grant = _grant(subject, challenges)
-        self._grants[subject.host, subject.reference.repository] = grant
+        self._grants[_undertaking(subject)] = grant
         return await self._authorized(grant, subject, refused=refused)
 
     async def _authorized(self, grant: _Grant, subject: Subject, *, refused: str | None) -> str | None:
@@ -168,6 +172,10 @@ class Authenticator:
         )
 
 
+def _undertaking(subject: Subject) -> _Undertaking:
+    return subject.host, subject.reference.repository, subject.pushing
+
+
 def _grant(subject: Subject, challenges: list[Challenge]) -> _Grant:
     by_scheme = {challenge.scheme: challenge.parameters for challenge in reversed(challenges)}
     if "bearer" in by_scheme:
@@ -181,7 +189,8 @@ def _grant(subject: Subject, challenges: list[Challenge]) -> _Grant:
             raise subject.protocol_error("the realm of its token service is no URL")
         if subject.endpoint.scheme == "https" and url.scheme != "https":
             raise subject.protocol_error("it sends credentials to a token service without TLS: refused")
-        own = f"repository:{subject.reference.repository}:pull"
+        actions = "pull,push" if subject.pushing else "pull"
+        own = f"repository:{subject.reference.repository}:{actions}"
         asked = parameters.get("scope", "").split()
         # The scope is ours to choose, but some services know only the one of their challenge.
         scopes = tuple(dict.fromkeys([own, *asked]))

@@ -9,9 +9,10 @@
     │   ├── RegistryNotFound        404: no such manifest or blob
     │   └── RegistryProtocolError   an answer that breaks the specification
     ├── FormatError                 bytes that are not what the format says
-    │   ├── NotEstargz              no eStargz footer: an ordinary layer
+    │   ├── NotEstargz              no eStargz or zstd:chunked footer: an ordinary layer
     │   └── InvalidToc              a table of contents that contradicts itself
     ├── SourceNotFound              no such file, or no such image, tag or platform in an OCI layout
+    ├── DestinationUnusable         what is at the place to write to is of another form
     ├── VerificationError           bytes whose digest is not the one promised
     └── StoreError                  the local disk refused; .errno
 
@@ -64,7 +65,7 @@ class FormatError(FetchError):
 
 
 class NotEstargz(FormatError):
-    """A blob without an eStargz footer: an ordinary layer."""
+    """A blob without the footer of eStargz or zstd:chunked: an ordinary layer."""
 
 
 class InvalidToc(FormatError):
@@ -73,6 +74,10 @@ class InvalidToc(FormatError):
 
 class SourceNotFound(FetchError):
     """A local source is not there: a file, a layout, or an image of that tag or platform in it."""
+
+
+class DestinationUnusable(FetchError):
+    """The place that an image is to be written to holds something of another form."""
 
 
 class VerificationError(FetchError):

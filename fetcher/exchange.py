@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import httpx
 
@@ -20,7 +20,8 @@ from fetcher.credentials import CredentialStore
 from fetcher.errors import RegistryUnreachable
 from fetcher.http import Subject, close_body, discard, network_errors, raise_status
 
-Kind = Literal["manifest", "blob", "token"]
+Kind = Literal["manifest", "blob", "token", "upload"]
+WriteMethod = Literal["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"]
 CountRequest = Callable[[Kind], None]
 CountBytes = Callable[[Kind, int], None]
 
@@ -37,6 +38,30 @@ class Answer:
     status: int
     headers: httpx.Headers
     blocks: AsyncIterator[bytes]
+    url: httpx.URL
+
+
+class Body(Protocol):
+    """What a request carries: it can be read again from its start, for another try."""
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        ...
+
+    def blocks(self) -> AsyncIterator[bytes]:
+        """All of it, in blocks of no particular size."""
+        ...
+
+
+class _BodyStream(httpx.AsyncByteStream):
+    """A body as httpx takes it. Its own stream for iterators is a generator that nobody closes."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._body.blocks()
 
 
 class Exchange:
@@ -74,6 +99,30 @@ class Exchange:
         that the registry redirects to is remembered. Raises RegistryError.
         """
         response = await self._respond(subject, path, kind, method, headers, location_key)
+        async with self._answered(subject, response, kind, method, accept) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def write(
+        self,
+        subject: Subject,
+        url: str | httpx.URL,
+        *,
+        method: WriteMethod,
+        headers: dict[str, str],
+        body: Body | None = None,
+        accept: Collection[int],
+    ) -> AsyncIterator[Answer]:
+        """Send a request of a push to `url`, which may be relative to the registry; like `open` otherwise."""
+        target = subject.endpoint.join(url)
+        response = await self._resolve(subject, target, "upload", method, headers, body)
+        async with self._answered(subject, response, "upload", method, accept) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def _answered(
+        self, subject: Subject, response: httpx.Response, kind: Kind, method: str, accept: Collection[int]
+    ) -> AsyncIterator[Answer]:
         blocks = response.aiter_raw()
         try:
             with network_errors(subject, response.request.url):
@@ -87,7 +136,7 @@ class Exchange:
                     raise subject.protocol_error(f"the answer is encoded ({encoding}), though it must not be")
                 if method == "HEAD":
                     await response.aread()
-                yield Answer(response.status_code, response.headers, blocks)
+                yield Answer(response.status_code, response.headers, blocks, response.request.url)
         finally:
             if self._on_bytes is not None:
                 self._on_bytes(kind, response.num_bytes_downloaded)
@@ -129,7 +178,13 @@ class Exchange:
         return response
 
     async def _resolve(
-        self, subject: Subject, url: httpx.URL, kind: Kind, method: str, headers: dict[str, str]
+        self,
+        subject: Subject,
+        url: httpx.URL,
+        kind: Kind,
+        method: str,
+        headers: dict[str, str],
+        body: Body | None = None,
     ) -> httpx.Response:
         """Follow challenges and redirects to an answer that is neither."""
         authorization = await self._authenticator.authorization(subject)
@@ -137,6 +192,9 @@ class Exchange:
         redirects = 0
         while True:
             request = self._http.build_request(method, url, headers=headers)
+            if body is not None:
+                request.headers["Content-Length"] = str(body.length)
+                request.stream = _BodyStream(body)
             if authorization is not None and subject.is_registry(url):
                 request.headers["Authorization"] = authorization
             response = await self._send(subject, kind, request)
@@ -148,7 +206,7 @@ class Exchange:
             elif response.status_code in _REDIRECTS:
                 redirects += 1
                 await discard(response)
-                url = _redirected(subject, response)
+                url = referred_url(subject, response.request.url, response.headers)
                 if redirects > _REDIRECT_LIMIT:
                     raise subject.protocol_error(f"it redirects more than {_REDIRECT_LIMIT} times")
             else:
@@ -166,11 +224,13 @@ class Exchange:
         return await self._send(subject, "token", request)
 
 
-def _redirected(subject: Subject, response: httpx.Response) -> httpx.URL:
-    """Where a redirect leads; raises RegistryProtocolError for a place that we do not go to."""
-    origin = response.request.url
-    location = response.headers.get("location", "")
-    url = origin.join(location)  # httpx has seen to it that it can be parsed
+def referred_url(subject: Subject, origin: httpx.URL, headers: httpx.Headers) -> httpx.URL:
+    """Where the Location of an answer from `origin` leads; RegistryProtocolError if we do not go there."""
+    location = headers.get("location", "")
+    try:
+        url = origin.join(location)
+    except httpx.InvalidURL as error:
+        raise subject.protocol_error(f"{subject.party(origin)} redirects to what is no URL") from error
     if not location or url.scheme not in ("http", "https") or not url.host:
         raise subject.protocol_error(f"{subject.party(origin)} redirects to what is no HTTP URL")
     if "https" in (origin.scheme, subject.endpoint.scheme) and url.scheme != "https":

@@ -25,12 +25,13 @@ _DRAIN_LIMIT: Final = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a request is about, in the words of its error messages."""
+    """What a request is about, in the words of its error messages; `pushing` asks for the right to write."""
 
     reference: Reference
     what: str
     endpoint: httpx.URL
     credentials_path: str
+    pushing: bool = False
 
     @property
     def host(self) -> str:

@@ -11,7 +11,7 @@ import email.utils
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 
@@ -24,6 +24,8 @@ FIRST_BACKOFF: Final = 0.25
 LONGEST_BACKOFF: Final = 15.0
 LONGEST_RETRY_AFTER: Final = 60.0
 """A registry that asks for a longer wait, in seconds, is unavailable for our purposes."""
+
+T = TypeVar("T")
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -62,6 +64,15 @@ class Retries:
         self._failures += 1
         log.info("registry_retry", host=error.host, failures=self._failures, wait=delay, error=str(error))
         await self._sleep(delay)
+
+
+async def retried(retries: Retries, attempt: Callable[[], Awaitable[T]]) -> T:
+    """What `attempt` returns, once it does; raises its RegistryError when there should be no further try."""
+    while True:
+        try:
+            return await attempt()
+        except RegistryError as error:
+            await retries.wait(error)
 
 
 def parse_retry_after(text: str | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["manifest", "blob", "token", "storage"]
+Kind = Literal["manifest", "blob", "token", "storage", "upload"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,17 @@ class Throttle:
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Reset the connection after `after` bytes of a request's body, of which `kept` stay with the upload.
+
+    `kept` -1 means all of them, None that the upload is forgotten.
+    """
+
+    after: int
+    kept: int | None = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Silence:
     """Take the request and never answer."""
 
@@ -83,6 +94,7 @@ Fault = (
     | ShortRange
     | WrongBytes
     | Throttle
+    | Interrupt
     | Silence
 )
 

@@ -9,7 +9,7 @@
 Other processes reach it as `registry.host`. Rules are tried in the order in
 which they were given; the first one that fits a request and is not used up
 takes it. Kinds of requests: manifest, blob, token, and storage (the second
-port, to which `redirect_blobs` sends those who ask for blobs).
+port, to which `redirect_blobs` sends those who ask for blobs), and upload: what tests.faulty_uploads answers.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from tests.faults import (
     Truncate,
     WrongBytes,
 )
+from tests.faulty_uploads import Uploads, answer_upload
 from tests.oci import MANIFEST, Image
 
 _BLOCK: Final = 64 << 10
@@ -71,11 +72,13 @@ class FaultyRegistry:
         """Kind, method, path with query, and headers (names in lower case) of every request."""
         self.login: BasicLogin | BearerLogin | None = None
         self.closing = threading.Event()
+        self.uploads = Uploads()
         self._blobs: dict[str, bytes] = {}
+        self._only_in: dict[str, set[str]] = {}
         self._manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
-        self._tokens: dict[str, float] = {}
+        self._tokens: dict[str, tuple[float, str]] = {}
         self._signature: str | None = None
         self._serial = 0
         self._registry = _Server(self, storage=False)
@@ -103,9 +106,13 @@ class FaultyRegistry:
         for server in (self._registry, self._storage):
             server.stop()
 
-    def add_blob(self, data: bytes) -> str:
-        """Serve a blob, in every repository; its digest."""
+    def add_blob(self, data: bytes, *, repository: str | None = None) -> str:
+        """Serve a blob, in every repository unless one is named; its digest."""
         name = _digest(data)
+        if repository is None:
+            self._only_in.pop(name, None)
+        elif name not in self._blobs or name in self._only_in:
+            self._only_in.setdefault(name, set()).add(repository)
         self._blobs[name] = data
         return name
 
@@ -173,8 +180,11 @@ class FaultyRegistry:
         with self._lock:
             return parse_qs(query).get("signature") == [self._signature]
 
-    def blob(self, digest: str) -> bytes | None:
-        """A blob by digest."""
+    def blob(self, digest: str, repository: str | None = None) -> bytes | None:
+        """A blob by digest, if it is in the repository."""
+        only_in = self._only_in.get(digest)
+        if repository is not None and only_in is not None and repository not in only_in:
+            return None
         return self._blobs.get(digest)
 
     def manifest(self, repository: str, target: str) -> tuple[str, bytes] | None:
@@ -208,16 +218,16 @@ class FaultyRegistry:
         with self._lock:
             self.connections += 1
 
-    def issue_token(self, expires_in: int) -> str:
-        """A token for anything, valid for so many seconds."""
+    def issue_token(self, expires_in: int, scope: str) -> str:
+        """A token for what was asked for, valid for so many seconds."""
         with self._lock:
             self._serial += 1
             token = f"token-{self._serial}"
-            self._tokens[token] = time.monotonic() + expires_in
+            self._tokens[token] = (time.monotonic() + expires_in, scope)
             return token
 
-    def is_authorized(self, header: str) -> bool:
-        """Whether an Authorization header opens the registry."""
+    def is_authorized(self, header: str, repository: str, *, writing: bool = False) -> bool:
+        """Whether an Authorization header allows to read a repository, or to write to it."""
         login = self.login
         if login is None:
             return True
@@ -225,13 +235,15 @@ class FaultyRegistry:
         if isinstance(login, BasicLogin):
             return scheme == "Basic" and value == _basic(login.username, login.password)
         with self._lock:
-            return scheme == "Bearer" and self._tokens.get(value, 0.0) > time.monotonic()
+            until, scope = self._tokens.get(value, (0.0, ""))
+        wanted = f"repository:{repository}:pull{',push' if writing else ''}"
+        return scheme == "Bearer" and until > time.monotonic() and wanted in scope
 
-    def challenge(self, repository: str) -> str:
+    def challenge(self, repository: str, *, writing: bool = False) -> str:
         """The WWW-Authenticate header of a 401."""
         if isinstance(self.login, BasicLogin):
             return 'Basic realm="registry"'
-        scope = f"repository:{repository}:pull"
+        scope = f"repository:{repository}:pull{',push' if writing else ''}"
         return f'Bearer realm="http://{self.host}/token",service="faulty, registry",scope="{scope}"'
 
 
@@ -240,7 +252,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = True
 
     def __init__(self, registry: FaultyRegistry, *, storage: bool) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.registry = registry
         self.storage = storage
         self._sockets: set[socket.socket] = set()
@@ -271,7 +283,7 @@ class _Server(ThreadingHTTPServer):
         """Clients that hang up are what this is for; nothing to print."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
 
@@ -291,9 +303,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve()
 
+    def do_PATCH(self) -> None:
+        self._serve()
+
+    def do_PUT(self) -> None:
+        self._serve()
+
+    def do_DELETE(self) -> None:
+        self._serve()
+
     def _serve(self) -> None:
         registry = self.server.registry
         url = urlsplit(self.path)
+        if "/blobs/uploads/" in url.path or self.command == "PUT":
+            answer_upload(self, registry, url)
+            return
         length = int(self.headers.get("content-length", "0"))
         form = self.rfile.read(length).decode()
         match = re.fullmatch(r"/v2/(.+)/(manifests|blobs)/([^/]+)", url.path)
@@ -311,28 +335,28 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif isinstance(fault, Status | RefuseSuffix):
             extra = fault.headers if isinstance(fault, Status) else ()
-            self._send(kind, fault.code, b"no", dict(extra))
+            self.send_answer(kind, fault.code, b"no", dict(extra))
         elif kind == "token":
-            self._token(parse_qs(form))
+            self._token(parse_qs(form), parse_qs(url.query))
         elif match is None:
-            self._send(kind, 404, b"")
+            self.send_answer(kind, 404, b"")
         elif kind == "storage":
             if registry.is_signed(url.query):
-                self._blob(kind, match[3], fault)
+                self._blob(kind, match[1], match[3], fault)
             else:
-                self._send(kind, 403, b"<Error>the signature has expired</Error>")
-        elif not registry.is_authorized(self.headers.get("authorization", "")):
-            self._send(kind, 401, b"{}", {"WWW-Authenticate": registry.challenge(match[1])})
+                self.send_answer(kind, 403, b"<Error>the signature has expired</Error>")
+        elif not registry.is_authorized(self.headers.get("authorization", ""), match[1]):
+            self.send_answer(kind, 401, b"{}", {"WWW-Authenticate": registry.challenge(match[1])})
         elif kind == "manifest":
             self._manifest(match[1], match[3], fault)
         else:
-            self._blob_or_redirect(url.path, match[3], fault)
+            self._blob_or_redirect(url.path, match[1], match[3], fault)
 
-    def _token(self, form: dict[str, list[str]]) -> None:
+    def _token(self, form: dict[str, list[str]], query: dict[str, list[str]]) -> None:
         registry = self.server.registry
         login = registry.login
         if not isinstance(login, BearerLogin):
-            self._send("token", 404, b"")
+            self.send_answer("token", 404, b"")
             return
         if self.command == "POST":
             valid = form.get("refresh_token") == [login.identity_token] and login.identity_token != ""
@@ -342,42 +366,43 @@ class _Handler(BaseHTTPRequestHandler):
             valid = not login.username or self.headers.get("authorization") == expected
             key = "token"
         if not valid:
-            self._send("token", 401, b"{}")
+            self.send_answer("token", 401, b"{}")
             return
-        answer = {key: registry.issue_token(login.expires_in), "expires_in": login.expires_in}
-        self._send("token", 200, json.dumps(answer).encode())
+        scope = " ".join((form if self.command == "POST" else query).get("scope", []))
+        answer = {key: registry.issue_token(login.expires_in, scope), "expires_in": login.expires_in}
+        self.send_answer("token", 200, json.dumps(answer).encode())
 
     def _manifest(self, repository: str, target: str, fault: Fault | None) -> None:
         found = self.server.registry.manifest(repository, target)
         if found is None:
-            self._send("manifest", 404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
+            self.send_answer("manifest", 404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
             return
         media_type, data = found
         headers = {"Content-Type": media_type, "Docker-Content-Digest": _digest(data)}
-        self._send("manifest", 200, data, headers, fault)
+        self.send_answer("manifest", 200, data, headers, fault)
 
-    def _blob_or_redirect(self, path: str, digest: str, fault: Fault | None) -> None:
+    def _blob_or_redirect(self, path: str, repository: str, digest: str, fault: Fault | None) -> None:
         location = self.server.registry.signed_location(path)
         if location is not None and fault is None:
-            self._send("blob", 307, b"elsewhere", {"Location": location})
+            self.send_answer("blob", 307, b"elsewhere", {"Location": location})
         else:
-            self._blob("blob", digest, fault)
+            self._blob("blob", repository, digest, fault)
 
-    def _blob(self, kind: Kind, digest: str, fault: Fault | None) -> None:
-        data = self.server.registry.blob(digest)
+    def _blob(self, kind: Kind, repository: str, digest: str, fault: Fault | None) -> None:
+        data = self.server.registry.blob(digest, repository)
         if data is None:
-            self._send(kind, 404, b'{"errors":[{"code":"BLOB_UNKNOWN"}]}')
+            self.send_answer(kind, 404, b'{"errors":[{"code":"BLOB_UNKNOWN"}]}')
             return
         asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("range", ""))
         if asked is None or isinstance(fault, IgnoreRange):
-            self._send(kind, 200, data, {}, fault)
+            self.send_answer(kind, 200, data, {}, fault)
             return
         if asked[1]:
             start, end = int(asked[1]), min(len(data), int(asked[2]) + 1 if asked[2] else len(data))
         else:
             start, end = max(0, len(data) - int(asked[2])), len(data)
         if start >= end:
-            self._send(kind, 416, b"", {"Content-Range": f"bytes */{len(data)}"})
+            self.send_answer(kind, 416, b"", {"Content-Range": f"bytes */{len(data)}"})
             return
         if isinstance(fault, ShortRange) and asked[1]:
             end = min(end, start + fault.limit)
@@ -386,9 +411,9 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, ShiftRange):
             start, end = start + fault.by, min(len(data), end + fault.by)
         headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
-        self._send(kind, 206, data[start:end], headers, fault)
+        self.send_answer(kind, 206, data[start:end], headers, fault)
 
-    def _send(
+    def send_answer(
         self,
         kind: Kind,
         status: int,
@@ -396,6 +421,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers: dict[str, str] | None = None,
         fault: Fault | None = None,
     ) -> None:
+        """Answer with a status, a body and what else there is to say."""
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
