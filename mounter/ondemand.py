@@ -27,7 +27,7 @@ from fetcher.errors import (
     StoreError,
 )
 from fetcher.logs import get_logger
-from fetcher.nodes import Member, Node
+from fetcher.nodes import Chunk, Member, Node
 from fetcher.progress import Field
 from fetcher.store import FileSource, LayerRecord, LayerStore, Source
 from mounter.counters import Counters, Histogram
@@ -37,6 +37,7 @@ from mounter.loaded import LoadedLayer, LoadedLayers
 from mounter.neighbours import LEAST, Coming, write
 from mounter.partial import Arrival, MemberPart, PartialFile, PieceWriter, holds_whole, members, runs
 from mounter.settings import MounterSettings
+from mounter.waits import Waits
 
 if TYPE_CHECKING:  # a registry client is loaded at the first need: mounter.blobs
     from fetcher.blob import Blob
@@ -75,6 +76,7 @@ class OnDemand:
         self.latency = Histogram()
         self.link = LinkEstimate(bandwidth=settings.assumed_bandwidth, round_trip=settings.assumed_round_trip)
         self.layers = LoadedLayers(store)
+        self.waits = Waits(store.root, enabled=settings.record)
         self.in_flight = 0
         """Requests that are under way or queued."""
         self._open_blob = open_blob
@@ -86,6 +88,7 @@ class OnDemand:
     def configure(self, settings: MounterSettings) -> None:
         """Take new settings for everything that begins from now on."""
         self.settings = settings
+        self.waits.enabled = settings.record
         self._requests.total_tokens = settings.concurrent_requests
 
     def is_large(self, loaded: LoadedLayer, node: Node) -> bool:
@@ -110,6 +113,7 @@ class OnDemand:
         if loaded.plain.has(node):
             return
         self.counters.fetches += 1
+        self.waits.note(loaded.key, node.path, None, loaded.record.images)
         start = anyio.current_time()
         wait = self.settings.wait_seconds
         try:
@@ -133,6 +137,9 @@ class OnDemand:
         configured wait.
         """
         deadline = anyio.current_time() + self.settings.wait_seconds
+        if not partial.has(wanted):
+            part = partial.node.chunks[wanted.start].file_offset, _file_end(partial.node.chunks[wanted[-1]])
+            self.waits.note(loaded.key, partial.node.path, part, loaded.record.images)
         while True:
             self._ask_ahead(loaded, partial, wanted, ahead)
             if partial.has(wanted):
@@ -367,6 +374,10 @@ class OnDemand:
             self._demand.mark(Slot.ON_DEMAND)
             await anyio.sleep(HOLD_SECONDS / 3)
         self._marking = False
+
+
+def _file_end(chunk: Chunk) -> int:
+    return chunk.file_offset + chunk.size
 
 
 def _reach(partial: PartialFile, start: int, size: int) -> int:

@@ -167,6 +167,7 @@ class MounterProcess:
                     await to_thread.run_sync(self._late.adopt)
                 await to_thread.run_sync(self._clear_late if self._retired else self._late.sweep)
                 await self._ondemand.layers.sweep(self._settings.idle_seconds)
+                await self._ondemand.waits.flush()
             except OSError as error:  # what could not be removed now will be tried again
                 log.warning("not_swept", error=str(error))
             before, dispensable = dispensable, await to_thread.run_sync(self._is_dispensable, store)

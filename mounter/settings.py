@@ -12,8 +12,10 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(gt=0)]
 
 
-class MounterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Times in seconds, sizes in bytes."""
+class MounterSettings(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Times in seconds, sizes in bytes. Defaults are not sent: an older mounter knows fewer fields."""
 
     registry: RegistrySettings = msgspec.field(default_factory=RegistrySettings)
 
@@ -43,6 +45,9 @@ class MounterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     idle_seconds: Seconds = 30.0
     """After so long without use, a layer's tree and a file that came half are given up."""
+
+    record: bool = False
+    """Whether to keep which files were waited for (`mounter.waits`); serve's [record] enabled."""
 
     log_limit: Annotated[int, msgspec.Meta(ge=4096)] = 4 << 20
     """Size at which mounter.log begins anew; the one before it stays as mounter.log.1."""

@@ -80,6 +80,14 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None if self.keep_unused == "forever" else parse_duration(self.keep_unused)
 
 
+class RecordConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[record]`: keeping what containers open and wait for, for `layergate optimize --from-image`."""
+
+    enabled: bool = False
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+    """For how long the opens of an image's first container are recorded."""
+
+
 class CredentialsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[credentials]`: where registry credentials come from."""
 
@@ -99,6 +107,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stream: StreamConfig = StreamConfig()
     lazy: LazyConfig = LazyConfig()
     cache: CacheConfig = CacheConfig()
+    record: RecordConfig = RecordConfig()
     credentials: CredentialsConfig = CredentialsConfig()
     registry: dict[str, RegistryHost] = {}
     mounter: MounterSettings = MounterSettings()
@@ -110,7 +119,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def mounter_settings(self) -> MounterSettings:
         """What `mounter` needs of it."""
-        return msgspec.structs.replace(self.mounter, registry=self.registry_settings())
+        return msgspec.structs.replace(
+            self.mounter, registry=self.registry_settings(), record=self.record.enabled
+        )
 
 
 def load_config(path: str | None) -> Config:
@@ -127,6 +138,8 @@ def load_config(path: str | None) -> Config:
             values = tomllib.load(file)
         if "registry" in values.get("mounter", {}):
             raise ConfigError(f"{path}: registries are configured in [registry.HOST], not in [mounter]")
+        if "record" in values.get("mounter", {}):
+            raise ConfigError(f"{path}: records are configured in [record], not in [mounter]")
         return msgspec.convert(values, Config)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error

@@ -39,6 +39,13 @@ log = get_logger("layergate.snapshotter")
 
 _T = TypeVar("_T")
 
+Prepared = Callable[[str, str, Sequence[Link]], None]
+"""Told of an active snapshot that is no unpacking: upper directory, parent, and the chain from there."""
+
+
+def _nobody(upper: str, parent: str, chain: Sequence[Link]) -> None:
+    """Nobody wants to know."""
+
 
 class Snapshotter:
     """Implements containerd's snapshotter on ROOT/snapshots and a database.
@@ -47,8 +54,11 @@ class Snapshotter:
     meaning of each; OSError where the disk refuses.
     """
 
-    def __init__(self, root: Path, metadata: Metadata, lowers: Lowers) -> None:
+    def __init__(
+        self, root: Path, metadata: Metadata, lowers: Lowers, *, prepared: Prepared = _nobody
+    ) -> None:
         self._lowers = lowers
+        self._prepared = prepared
         self._directories = Directories(str(root / "snapshots"))
         self._catalogue = Catalogue(metadata, self._directories)
         self._index_off = os.path.exists("/sys/module/overlay/parameters/index")
@@ -221,12 +231,15 @@ class Snapshotter:
                 if standing.chain and isinstance(below := standing.chain[0], OrdinaryLink):
                     # A lazy layer's root may be anybody's, as its author chose; containerd passes over that.
                     await self._run(self._directories.take_owner, standing.snapshot.id, below.path)
-                return self._compose(standing.snapshot, lowers)
+                mounts = self._compose(standing.snapshot, lowers)
             except BaseException:
                 # Nobody was told of it, so nobody would remove it.
                 await self._run(self._catalogue.delete, key)
                 await self._went_away(key)
                 raise
+        if kind is Kind.ACTIVE and parent and REF_LABEL not in labels:
+            self._prepared(self._directories.fs(standing.snapshot.id), parent, standing.chain)
+        return mounts
 
     async def _lowerdirs(self, standing: Standing) -> Lowerdirs:
         if not standing.chain:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 
@@ -16,12 +16,17 @@ from fetcher.version import VERSION
 
 COMMANDS: Final = {
     "cache": "Show, clean and verify the layers that are here.",
+    "convert": "Make an image that can be pulled lazily out of any other.",
+    "compare": "Say where two images differ: trees, layers, sizes, prefetch.",
     "doctor": "Say whether this host can pull lazily, and what to do if not.",
     "mount": "Mount an image or one layer by hand, without containerd.",
     "mounts": "Show what is mounted by hand.",
+    "optimize": "Convert an image with the files that it needs first in front.",
     "pull": "Pull an image through containerd; returns before its layers are here.",
+    "record": "Show, export and clear what was recorded of containers.",
     "serve": "Run the snapshotter that containerd talks to.",
     "status": "Show layers, how far they are, and counters.",
+    "toc": "Show or verify the tables of contents of an image or one layer.",
     "umount": "Unmount what was mounted by hand.",
 }
 
@@ -54,15 +59,20 @@ def cli(verbose: bool) -> None:
 
 def main() -> None:
     """Entry point of `layergate`."""
+    run_to_exit(cli, "layergate")
+
+
+def run_to_exit(command: click.Command, name: str) -> NoReturn:
+    """Run a command and end the process with its exit code; `name` begins the line of an error."""
     try:
-        result = cli.main(standalone_mode=False)
+        result = command.main(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("layergate: interrupted", err=True)
+        click.echo(f"{name}: interrupted", err=True)
         sys.exit(130)
     except Exception as raised:
         # The one place where errors meet people: ours as a line, anything else as the defect it is.
@@ -72,7 +82,7 @@ def main() -> None:
         cause = sole_cause(raised)
         if "--verbose" in sys.argv[1:] or not is_ours(cause):
             raise
-        click.echo(f"layergate: {cause}", err=True)
+        click.echo(f"{name}: {cause}", err=True)
         sys.exit(exit_code(cause))
     sys.exit(result if isinstance(result, int) else 0)
 

@@ -8,6 +8,7 @@ from typing import Final
 import fetcher.errors
 import mounter.errors
 from fetcher.errors import (
+    DestinationUnusable,
     FetchError,
     FormatError,
     InvalidReference,
@@ -32,6 +33,7 @@ from snapshotter.manual.errors import (
     NotMounted,
     NotPermitted,
 )
+from snapshotter.optimize.errors import NoSuchRecord, SandboxRefused, WorkloadFailed
 
 USAGE: Final = 2
 PARTLY: Final = 20
@@ -45,6 +47,7 @@ _CODES: Final[list[tuple[type[Exception], int]]] = [
     (RegistryUnauthorized, 4),
     (RegistryError, 5),
     (VerificationError, 6),
+    (DestinationUnusable, 22),
     (NotEstargz, 14),
     (FormatError, 6),
     (StoreError, 7),
@@ -58,6 +61,9 @@ _CODES: Final[list[tuple[type[Exception], int]]] = [
     (LazyImpossible, 16),
     (MountpointBusy, 17),
     (NotMounted, 18),
+    (NoSuchRecord, 3),
+    (SandboxRefused, 1),
+    (WorkloadFailed, 23),
     (SnapshotterError, 9),
 ]
 

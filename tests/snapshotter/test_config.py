@@ -34,6 +34,9 @@ def test_every_table(tmp_path: Path) -> None:
         docker_config = "/run/secrets/config.json"
         [registry."registry.local:5000"]
         plain_http = true
+        [record]
+        enabled = true
+        seconds = 5.5
         [mounter]
         wait_seconds = 3.0
         [log]
@@ -42,7 +45,9 @@ def test_every_table(tmp_path: Path) -> None:
     )
     assert (config.stream.enabled, config.stream.parallel_layers) == (False, 3)
     assert config.lazy.allow_unverified_toc
+    assert (config.record.enabled, config.record.seconds) == (True, 5.5)
     settings = config.mounter_settings()
+    assert settings.record
     assert settings.wait_seconds == 3.0
     assert settings.registry.docker_config == "/run/secrets/config.json"
     assert settings.registry.endpoint("registry.local:5000") == "http://registry.local:5000"
@@ -56,6 +61,9 @@ def test_every_table(tmp_path: Path) -> None:
         ('[stream]\nenabled = "yes"', "stream.enabled"),
         ("[stream]\nparallel_layers = 0", "stream.parallel_layers"),
         ("[stream]\nbytes_per_second = -1", "stream.bytes_per_second"),
+        ("[record]\nseconds = 0", "record.seconds"),
+        ("[record]\nmax_size = 1", "max_size"),
+        ("[mounter]\nrecord = true", "configured in [record]"),
         ('[registry."a:1"]\nplain = true', "plain"),
         ('[log]\nlevel = "loud"', "log.level"),
         ("[mounter.registry]\n", "[registry.HOST]"),
