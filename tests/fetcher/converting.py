@@ -227,8 +227,8 @@ def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
         xattrs={
             name.removeprefix("SCHILY.xattr."): value.encode("utf-8", "surrogateescape")
             for name, value in member.pax_headers.items()
-            if name.startswith("SCHILY.xattr.")
-        },
+            if name.startswith("SCHILY.xattr.") and not name.startswith("SCHILY.xattr.trusted.")
+        },  # trusted.* is not unpacked
         content=hashlib.sha256(content).hexdigest() if member.isreg() else "",
     )
 

@@ -171,7 +171,6 @@ def test_attributes_of_files(tmp_path: Path) -> None:
         "security.capability": CAPABILITY,
         "user.raw": b"\xff\x00\xfe",
         "user.empty": b"",
-        "trusted.x": b"1",
     }
     layer = planted(
         tmp_path,

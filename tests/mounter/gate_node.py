@@ -57,7 +57,7 @@ class GateNode:
         self._pool = ThreadPoolExecutor(64)
 
     def start(self, mode: Mode = Mode.GATE, settings: MounterSettings | None = None) -> Status:
-        """Start a mounter and wait until it answers."""
+        """Start a mounter and wait until it answers; unless told otherwise it fetches no neighbours."""
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.mounter.faulty_mounter", self.root, mode.value, self.faults],
             stdin=subprocess.PIPE,
@@ -66,7 +66,7 @@ class GateNode:
         self.processes.append(process)
         assert process.stdin is not None
         with process.stdin as pipe:
-            pipe.write(msgspec.json.encode(settings or MounterSettings()))
+            pipe.write(msgspec.json.encode(settings or MounterSettings(neighbour_bytes=0)))
 
         def answers() -> bool:
             assert process.poll() is None, f"the mounter ended with {process.returncode}"
