@@ -118,7 +118,8 @@ def test_many_openers_of_one_file_fetch_it_once(lazy: Lazy) -> None:
 def test_a_container_that_ran_all_along_asks_for_nothing_once_all_is_here(
     file_system: str, image: RealImage, references: References
 ) -> None:
-    with running_node(f"{file_system}/along", config=ON_DEMAND + STAYS) as node:
+    alone = "[mounter]\nneighbour_bytes = 0\n"
+    with running_node(f"{file_system}/along", config=ON_DEMAND + STAYS + alone) as node:
         node.pull(references.optimized)
         with node.containerd.container(references.optimized, snapshotter=node.name) as container:
             root = container.root

@@ -62,4 +62,4 @@ def test_an_image_without_landmarks_runs_on_what_it_asks_for(
         fetched = status(node.layergate).fetched_bytes
         assert fetched.on_demand > 0
         assert fetched.prefetch == fetched.background == 0
-        assert throttle.bytes < 0.3 * layout.size
+        assert throttle.bytes < 0.5 * layout.size, "what it asks for, and what lies beside that"
