@@ -27,7 +27,7 @@ MARGIN: Final = 256 << 10
 """Bytes on the link that are no layer's: manifests, configs, and HTTP headers of a few hundred answers."""
 
 
-PATIENCE: Final = 90.0
+PATIENCE: Final = 240.0
 """Seconds after which what has not come about on the real image is taken never to."""
 
 

@@ -42,7 +42,8 @@ def test_trees_are_equal_when_nothing_streams(
         if entry.kind == "file" and path.startswith(("srv/", "etc/", "media")) and path != recipe.LARGE_FILE
     ]
     assert len(chosen) > 100
-    with running_node(directory, config=ON_DEMAND) as node:
+    alone = "[mounter]\nneighbour_bytes = 0\n"
+    with running_node(directory, config=ON_DEMAND + alone) as node:
         node.pull(references.optimized)
         with root_file_system(
             node.containerd, ordinary.layout.chain_id, f"{directory}/root", writable=writable
