@@ -202,6 +202,7 @@ def root_file_system(
     # ctr's own `images mount` of containerd 1.6 knows its default snapshotter only.
     make = "prepare" if writable else "view"
     described = json.loads(containerd.ctr(*of, make, "--mounts", key, chain_id))
+    containerd.ctr(*of, "label", key, "containerd.io/gc.root=test")  # or a view is collected
     found = [pb.Mount(type=one["Type"], source=one["Source"], options=one["Options"]) for one in described]
     try:
         with mounted(found, target):
