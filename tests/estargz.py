@@ -25,6 +25,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, TypedDict
 
+from tests.members import Members
+
 ESTARGZ_TOC: Final = "stargz.index.json"
 LANDMARK: Final = ".prefetch.landmark"
 NO_LANDMARK: Final = ".no.prefetch.landmark"
@@ -32,9 +34,9 @@ GZIP_LAYER: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
 MTIME: Final = 1_600_000_000
 """The time of an entry that was given none: 2020-09-13T12:26:40Z."""
 
-_TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
-_UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"
-_BLOCK = 512
+TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
+UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"
+BLOCK = 512
 _TYPES = {
     "dir": tarfile.DIRTYPE,
     "reg": tarfile.REGTYPE,
@@ -66,6 +68,10 @@ class TocEntry(TypedDict, total=False):
     chunkOffset: int
     chunkSize: int
     chunkDigest: str
+    chunkType: str
+    endOffset: int
+    accesstime: str
+    changetime: str
 
 
 class Toc(TypedDict):
@@ -108,14 +114,14 @@ class Layer:
 
     @property
     def digest(self) -> str:
-        return _sha256(self.blob)
+        return sha256(self.blob)
 
     @property
     def annotations(self) -> dict[str, str]:
         """What the layer's descriptor carries in a manifest."""
         if not self.toc_digest:
             return {}
-        return {_TOC_DIGEST: self.toc_digest, _UNCOMPRESSED_SIZE: str(self.uncompressed_size)}
+        return {TOC_DIGEST: self.toc_digest, UNCOMPRESSED_SIZE: str(self.uncompressed_size)}
 
 
 def dir(
@@ -206,15 +212,49 @@ def build(
     several files share one and carry `innerOffset`. `prefix` stands before every name, "./" or "/" say.
     `toc_mutate` changes the TOC in place before it is written; blob, TOC digest and DiffID follow it.
     """
-    members = _Members(level)
+    members = Members(lambda: zlib.compressobj(level, wbits=31))
+    listed = lay_out(
+        members,
+        archived(entries, prefix),
+        chunk_size=chunk_size,
+        min_chunk_size=min_chunk_size,
+        omit_chunk_digests=omit_chunk_digests,
+    )
+    toc = Toc(version=1, entries=listed)
+    if toc_mutate is not None:
+        toc_mutate(toc)
+    toc_json = json.dumps(toc, indent="\t").encode()
+    toc_offset = members.offset
+    members.write(tar_header(Entry(ESTARGZ_TOC, "reg", 0o444, content=toc_json, mtime=0)))
+    members.write(toc_json + tar_padding(len(toc_json)) + bytes(2 * BLOCK))
+    members.close()
+    footer = legacy_footer_bytes(toc_offset) if legacy_footer else footer_bytes(toc_offset)
+    return Layer(
+        members.blob() + footer,
+        members.diff_id(),
+        members.uncompressed,
+        toc_json=toc_json,
+        toc_digest=sha256(toc_json),
+    )
+
+
+def lay_out(
+    members: Members,
+    entries: Iterable[Entry],
+    *,
+    chunk_size: int,
+    min_chunk_size: int = 0,
+    omit_chunk_digests: bool = False,
+) -> list[TocEntry]:
+    """Write archived entries, with the chunks of files in members of their own; the TOC's entries."""
     listed: list[TocEntry] = []
-    for entry in _archived(entries, prefix):
-        members.write(_header(entry))
-        described = _described(entry)
+    for entry in entries:
+        members.write(tar_header(entry))
+        described = toc_entry(entry)
         listed.append(described)
         if not entry.content:
             continue
-        described["digest"] = _sha256(entry.content)
+        described["digest"] = sha256(entry.content)
         for start in range(0, len(entry.content), chunk_size):
             piece = entry.content[start : start + chunk_size]
             if members.inner >= min_chunk_size or entry.name.endswith((LANDMARK, NO_LANDMARK)):
@@ -228,35 +268,20 @@ def build(
             if start + chunk_size < len(entry.content):
                 described["chunkSize"] = chunk_size
             if not omit_chunk_digests:
-                described["chunkDigest"] = _sha256(piece)
+                described["chunkDigest"] = sha256(piece)
             members.write(piece)
-        members.write(_padding(len(entry.content)))
+        members.write(tar_padding(len(entry.content)))
     members.close()
-    toc = Toc(version=1, entries=listed)
-    if toc_mutate is not None:
-        toc_mutate(toc)
-    toc_json = json.dumps(toc, indent="\t").encode()
-    toc_offset = members.offset
-    members.write(_header(Entry(ESTARGZ_TOC, "reg", 0o444, content=toc_json, mtime=0)))
-    members.write(toc_json + _padding(len(toc_json)) + bytes(2 * _BLOCK))
-    members.close()
-    footer = legacy_footer_bytes(toc_offset) if legacy_footer else footer_bytes(toc_offset)
-    return Layer(
-        members.blob() + footer,
-        members.diff_id(),
-        members.uncompressed,
-        toc_json=toc_json,
-        toc_digest=_sha256(toc_json),
-    )
+    return listed
 
 
 def plain(entries: Iterable[Entry], *, level: int = 6) -> Layer:
     """An ordinary tar+gzip layer, without a TOC."""
     tar = bytearray()
-    for entry in _archived(entries):
-        tar += _header(entry) + entry.content + _padding(len(entry.content))
-    tar += bytes(2 * _BLOCK)
-    return Layer(gzip.compress(tar, level, mtime=0), _sha256(tar), len(tar))
+    for entry in archived(entries):
+        tar += tar_header(entry) + entry.content + tar_padding(len(entry.content))
+    tar += bytes(2 * BLOCK)
+    return Layer(gzip.compress(tar, level, mtime=0), sha256(tar), len(tar))
 
 
 def footer_bytes(toc_offset: int) -> bytes:
@@ -274,46 +299,7 @@ def _empty_member(extra: bytes) -> bytes:
     return header + extra + b"\x01\x00\x00\xff\xff" + bytes(8)
 
 
-class _Members:
-    """The gzip members written so far; `write` begins one where none is open."""
-
-    def __init__(self, level: int) -> None:
-        self._level = level
-        self._blob = bytearray()
-        self._digest = hashlib.sha256()
-        self._deflate: zlib._Compress | None = None
-        self._start = 0
-        self.inner = 0
-        self.uncompressed = 0
-
-    @property
-    def offset(self) -> int:
-        """Where the open member starts, or the next one will."""
-        return len(self._blob) if self._deflate is None else self._start
-
-    def write(self, data: bytes) -> None:
-        if self._deflate is None:
-            self._start = len(self._blob)
-            self._deflate = zlib.compressobj(self._level, wbits=31)
-        self._blob += self._deflate.compress(data)
-        self._digest.update(data)
-        self.inner += len(data)
-        self.uncompressed += len(data)
-
-    def close(self) -> None:
-        if self._deflate is not None:
-            self._blob += self._deflate.flush()
-        self._deflate = None
-        self.inner = 0
-
-    def blob(self) -> bytes:
-        return bytes(self._blob)
-
-    def diff_id(self) -> str:
-        return "sha256:" + self._digest.hexdigest()
-
-
-def _archived(entries: Iterable[Entry], prefix: str = "") -> Iterator[Entry]:
+def archived(entries: Iterable[Entry], prefix: str = "") -> Iterator[Entry]:
     """The entries as they are archived: with the prefix, and hard links with their target's attributes."""
     seen: dict[str, Entry] = {}
     for entry in entries:
@@ -332,7 +318,7 @@ def _archived(entries: Iterable[Entry], prefix: str = "") -> Iterator[Entry]:
         yield named
 
 
-def _header(entry: Entry) -> bytes:
+def tar_header(entry: Entry) -> bytes:
     info = tarfile.TarInfo(entry.name)
     info.type = _TYPES[entry.type]
     info.mode = entry.mode
@@ -348,7 +334,7 @@ def _header(entry: Entry) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def _described(entry: Entry) -> TocEntry:
+def toc_entry(entry: Entry) -> TocEntry:
     """The TOC's entry but for where its bytes are; zero fields are left out, as Go's encoder does."""
     toc = TocEntry(name=entry.name, type=entry.type, mode=entry.mode)
     toc["modtime"] = datetime.fromtimestamp(entry.mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -369,9 +355,9 @@ def _described(entry: Entry) -> TocEntry:
     return toc
 
 
-def _padding(size: int) -> bytes:
-    return bytes(-size % _BLOCK)
+def tar_padding(size: int) -> bytes:
+    return bytes(-size % BLOCK)
 
 
-def _sha256(data: bytes | bytearray) -> str:
+def sha256(data: bytes | bytearray) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()

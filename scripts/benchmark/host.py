@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,27 @@ def drop_page_cache() -> None:
     os.sync()
     with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
         file.write("3")
+
+
+def busy_share(seconds: float) -> float:
+    """How much of all cores was busy in the `seconds` that this takes, 0 to 1."""
+    idle, total = _jiffies()
+    time.sleep(seconds)
+    idle_then, total_then = _jiffies()
+    return round(1 - (idle_then - idle) / max(total_then - total, 1), 3)
+
+
+def _jiffies() -> tuple[int, int]:
+    """Idle ones (waiting for a disk is idle), and all, of all cores since the machine began."""
+    with open("/proc/stat", encoding="ascii") as file:
+        values = [int(word) for word in file.readline().split()[1:9]]
+    return values[3] + values[4], sum(values)
+
+
+def disk_use(directory: str) -> int:
+    """Bytes allocated below a directory, on its own file system."""
+    os.sync()
+    return int(call(["du", "--summarize", "--block-size=1", "--one-file-system", directory]).split()[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,64 +1,73 @@
-"""Reading the whole tree in a container once everything is here, against overlayfs in the same run."""
+"""Reading the whole tree in a container, on a lazy lower and after the swap, against overlayfs in one run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-from scripts.benchmark.engines import Lazy, Overlayfs
+from scripts.benchmark.engines import Lazy, NotNative, Overlayfs
 from scripts.benchmark.host import compiled, drop_page_cache
 from scripts.benchmark.registry import PushedImage
-from tests.integration.harness import Container, call
+from tests.integration.harness import call
+
+OVERLAYFS: Final = "overlayfs"
+LAZY: Final = "lazy lower"
+SWAPPED: Final = "swapped"
 
 _WALKS: Final = (("stat", "warm"), ("stat", "cold"), ("read", "warm"), ("read", "cold"))
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One way to walk the tree; the seconds of each pass, the engines taking turns."""
+    """One way to walk the tree; the seconds of each pass by what the container stands on, taking turns."""
 
+    image: str
     kind: str
     """stat: lstat of every name; read: and every file's content."""
     cache: str
     """warm, or cold: page, dentry and inode caches dropped before each pass."""
     entries: int
     bytes: int
-    overlayfs: list[float]
-    layergate: list[float]
+    seconds: dict[str, list[float]]
 
 
 def compare_reads(
-    engine: Lazy, image: PushedImage, plain: PushedImage, work: str, *, passes: int
+    name: str, engine: Lazy, image: PushedImage, plain: PushedImage, work: str, *, passes: int
 ) -> list[Reading]:
-    """Pull both into one containerd, and walk both trees in turn.
+    """Pull both into one containerd, and walk the tree of three containers in turn.
 
-    `plain` goes onto overlayfs: it has the same tree, while an eStargz form unpacked has its table
-    of contents and landmarks in it too.
+    One was started before everything was here and stands on a lazy lower still, one after the swap. `plain`
+    goes onto overlayfs: it has the same tree, while an eStargz form unpacked has its table of contents and
+    landmarks in it too. Raises NotNative where a container stands on something else.
     """
-    ordinary = Overlayfs(engine.containerd, engine.group)
-    call(ordinary.pull_command(plain.reference))
+    containerd = engine.containerd
+    call(Overlayfs(containerd, engine.group).pull_command(plain.reference), timeout=900)
     call(engine.pull_command(image.reference))
-    engine.wait_until_complete(image)
     program = compiled("readtree", work)
-    with (
-        engine.containerd.container(plain.reference) as native,
-        engine.containerd.container(image.reference, snapshotter=engine.snapshotter) as ours,
-    ):
-        return [_compare(program, kind, cache, native, ours, passes) for kind, cache in _WALKS]
+    with containerd.container(image.reference, snapshotter=engine.snapshotter) as early:
+        engine.wait_until_complete(image)
+        with (
+            containerd.container(plain.reference) as native,
+            containerd.container(image.reference, snapshotter=engine.snapshotter) as late,
+        ):
+            if engine.is_native(early) or not engine.is_native(late):
+                raise NotNative("the containers do not stand on what they were to be compared on")
+            roots = {OVERLAYFS: native.root, LAZY: early.root, SWAPPED: late.root}
+            return [_compare(name, program, kind, cache, roots, passes) for kind, cache in _WALKS]
 
 
-def _compare(program: str, kind: str, cache: str, native: Container, ours: Container, passes: int) -> Reading:
-    seconds: dict[str, list[float]] = {native.name: [], ours.name: []}
-    roots = {one.name: one.root for one in (native, ours)}
+def _compare(image: str, program: str, kind: str, cache: str, roots: dict[str, str], passes: int) -> Reading:
+    seconds: dict[str, list[float]] = {name: [] for name in roots}
     sizes = set()
+    order = list(roots)
     for number in range(passes + 1):
-        # In turns, so that neither always comes after the other.
-        for name in sorted(roots, reverse=bool(number % 2)):
+        for name in order:
             if cache == "cold":
                 drop_page_cache()
             entries, size, took = call([program, kind, roots[name]]).split()
             sizes.add((int(entries), int(size)))
             if number:  # the first pass fills the caches
                 seconds[name].append(float(took))
-    (same,) = sizes  # both trees have as many entries and bytes, or they are not the same
-    return Reading(kind, cache, *same, overlayfs=seconds[native.name], layergate=seconds[ours.name])
+        order.append(order.pop(0))  # in turns, so that none always comes after the same other
+    (same,) = sizes  # all trees have as many entries and bytes, or they are not the same
+    return Reading(image, kind, cache, *same, seconds=seconds)

@@ -37,14 +37,14 @@ class PushedImage:
 
 
 class FarRegistry:
-    """Debian's docker-registry, behind `link`; a context manager."""
+    """Debian's docker-registry, behind `link`; a context manager. What `directory` has already is in it."""
 
     host: Final = f"{FAR_ADDRESS}:{_PORT}"
 
     def __init__(self, link: Link, directory: str) -> None:
         self._link = link
         self._data = os.path.join(directory, "data")
-        os.makedirs(self._data)
+        os.makedirs(self._data, exist_ok=True)
         config = os.path.join(directory, "config.yml")
         with open(config, "w", encoding="utf-8") as file:
             file.write(_CONFIG.format(data=self._data, port=_PORT))
@@ -67,7 +67,7 @@ class FarRegistry:
         """Push the one image of the OCI layout in the directory `layout`, without crossing the link."""
         reference = f"{self.host}/{repository}:{tag}"
         command = ["skopeo", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]
-        call(self._link.beyond([*command, f"oci:{layout}", f"docker://{reference}"]))
+        call(self._link.beyond([*command, f"oci:{layout}", f"docker://{reference}"]), timeout=900)
         manifest = json.loads(_blob(layout, _read_json(f"{layout}/index.json")["manifests"][0]["digest"]))
         layers = manifest["layers"]
         largest = max(layers, key=lambda layer: int(layer["size"]))
@@ -88,14 +88,14 @@ class FarRegistry:
 
     @property
     def log_size(self) -> int:
-        """Bytes of the log so far, to give to `requests_since`."""
+        """Bytes of the log so far, to give to `requests`."""
         return os.path.getsize(self._log)
 
-    def requests_since(self, log_size: int) -> list[str]:
-        """The requests that have come in since the log had `log_size` bytes, as "METHOD /path"."""
+    def requests(self, since: int, until: int) -> list[str]:
+        """The requests that came in while the log grew from one size to the other, as "METHOD /path"."""
         with open(self._log, "rb") as file:
-            file.seek(log_size)
-            text = file.read().decode(errors="replace")
+            file.seek(since)
+            text = file.read(until - since).decode(errors="replace")
         found = []
         for line in text.splitlines():
             if 'msg="authorizing request"' in line:  # once a request, when it comes in

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio.lowlevel
 
+from fetcher.footer import parse_footer
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
 from fetcher.stream import LayerStream, Pause
@@ -50,7 +51,7 @@ class StreamedLayer:
         ends_at: int | None = None,
         on_block: Callable[[int], None] = lambda position: None,
     ) -> None:
-        self.toc_offset = int(layer.blob.rpartition(b"STARGZ")[0][-16:], 16)
+        self.toc_offset = parse_footer(layer.blob, blob_size=len(layer.blob)).toc_offset
         self.tree = build_tree(parse_toc(layer.toc_json), end=self.toc_offset)
         self.fs = directory / "fs"
         self.fs.mkdir(exist_ok=True)

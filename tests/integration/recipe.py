@@ -51,9 +51,22 @@ class Step:
     opaque: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How an image is made, and the workload that it is optimized for and measured with."""
+
+    name: str
+    steps: tuple[Step, ...]
+    command: tuple[str, ...]
+    output: str
+    """What `command` prints."""
+    sources: tuple[str, ...]
+    """The files that say how; a change in one of them makes another image."""
+
+
 def debian(root: str) -> None:
     """The smallest Debian, from this machine's mirror."""
-    _isolated(["debootstrap", "--variant=minbase", SUITE, root, debian_mirror()])
+    isolated(["debootstrap", "--variant=minbase", SUITE, root, debian_mirror()])
     for name in os.listdir(f"{root}/var/cache/apt/archives"):
         if name.endswith(".deb"):
             os.unlink(f"{root}/var/cache/apt/archives/{name}")
@@ -65,24 +78,37 @@ def debian(root: str) -> None:
 
 
 def interpreter(root: str) -> None:
-    """Debian's Python, by apt in the root itself."""
+    """Debian's Python."""
+    install_debs(root, "python3", "ca-certificates")
+
+
+def packages(root: str) -> None:
+    """Python packages from PyPI."""
+    install_wheels(root, *REQUIREMENTS)
+
+
+def install_debs(root: str, *names: str) -> None:
+    """Install Debian packages, by apt in the root itself."""
     shutil.copyfile("/etc/resolv.conf", f"{root}/etc/resolv.conf")
     apt = "apt-get -qq -o Acquire::Languages=none"
-    install = f"{apt} update && {apt} install --yes --no-install-recommends python3 ca-certificates"
-    _isolated(
+    install = f"{apt} update && {apt} install --yes --no-install-recommends {' '.join(names)}"
+    isolated(
         ["chroot", root, "sh", "-c", f"export DEBIAN_FRONTEND=noninteractive; {install} && apt-get clean"]
     )
     shutil.rmtree(f"{root}/var/lib/apt/lists")
     os.unlink(f"{root}/etc/resolv.conf")
 
 
-def packages(root: str) -> None:
-    """Python packages from PyPI, as wheels for the root's interpreter."""
+def install_wheels(root: str, *arguments: str, uncompiled: str = "$^") -> None:
+    """Install wheels for the root's interpreter, and compile them there; `arguments` are for pip.
+
+    Files whose paths match the regular expression `uncompiled` are not compiled.
+    """
     options = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore", "--no-compile"]
     wheels = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
     target = f"--target={root}/{_PACKAGES}"
-    call([sys.executable, "-m", "pip", "install", *options, *wheels, target, *REQUIREMENTS], timeout=600)
-    _isolated(["chroot", root, "python3", "-m", "compileall", "-q", f"/{_PACKAGES}"])
+    call([sys.executable, "-m", "pip", "install", *options, *wheels, target, *arguments], timeout=900)
+    isolated(["chroot", root, "python3", "-m", "compileall", "-q", "-x", uncompiled, f"/{_PACKAGES}"])
 
 
 def application(root: str) -> None:
@@ -145,6 +171,7 @@ STEPS: Final = (
     Step("packages", packages),
     Step("application", application, opaque=("etc/skel",)),
 )
+PYTHON: Final = Recipe(name="python", steps=STEPS, command=COMMAND, output=OUTPUT, sources=(__file__,))
 
 
 def debian_mirror() -> str:
@@ -159,7 +186,8 @@ def debian_mirror() -> str:
     raise LookupError(f"no apt source of this machine has {SUITE} main: add one to build the image from")
 
 
-def _isolated(command: list[str]) -> None:
+def isolated(command: list[str]) -> None:
+    """Run a command; what it mounts goes with it."""
     call(["unshare", "--mount", "--propagation=private", *command], timeout=900)
 
 
