@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Final, TypeVarTuple
@@ -32,9 +33,18 @@ os.environ.setdefault("SPT_NOENV", "1")
 
 
 def start_fork_server(modules: Sequence[str]) -> None:
-    """Start the fork server with `modules` loaded; blocking. It ends with this process."""
+    """Start the fork server with `modules` loaded; blocking. It ends with this process.
+
+    Ctrl-C reaches every process of a terminal, and would end it while it loads: SIGINT is blocked in it, and
+    in what is started from it but by `start_alone`.
+    """
     _context.set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # unblocks SIGINT where it is not running yet
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def pipe() -> tuple[Connection, Connection]:
@@ -83,6 +93,7 @@ def _leave(title: str, target: Callable[[*Arguments], None], arguments: tuple[*A
     status = 1
     try:
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _close_all_but({argument.fileno() for argument in arguments if hasattr(argument, "fileno")})
         set_title(title)
         target(*arguments)

@@ -26,6 +26,21 @@ def locked(path: str) -> Iterator[None]:
             os.close(fd)
 
 
+def is_locked(path: str) -> bool:
+    """Whether a process holds the flock of a file; False if there is no such file, which is not made."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def _is_still(fd: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))

@@ -5,8 +5,10 @@
 
 Which parts a lazy lower has is kept in ROOT/lazy/<id>.json, written before it is mounted, so that
 any process can tell. Detaching a lazy lower, or a META that it stands on, takes nothing away from the
-containers on it: the kernel holds clones of the mounts and frees them with the last user. Blocking;
-callers in several processes exclude each other by ROOT/lazy/lock.
+containers on it: the kernel holds clones of the mounts and frees them with the last user. As these read on
+from ROOT/layers, the record of a detached lazy lower is kept, as ROOT/lazy/<id>.released, until somebody
+finds that no mount names it any more (`forget_released`). Blocking; callers in several processes exclude
+each other by ROOT/lazy/lock.
 
 Room for inode numbers. Each META is a tmpfs that counts its inodes from 1, so files of two layers have
 equal numbers; to the container both would be the same file (the dynamic loader then takes one library
@@ -30,7 +32,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -46,6 +48,7 @@ from mounter.syscalls import detach, mount_overlay, mount_tmpfs
 
 _LAYERS_LIMIT = 500
 """OVL_MAX_STACK: lower and data-only layers of one overlay."""
+_RECORDED, _RELEASED = ".json", ".released"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def mount_lazy_lower(root: str, parts: Sequence[Part], generation: str) -> str:
                     if isinstance(part, Directory):
                         refuse_steering(part.path)
                 os.makedirs(target, mode=0o700, exist_ok=True)
-                _write(f"{target}.json", msgspec.json.encode(_record(parts, generation)))
+                _write(f"{target}{_RECORDED}", msgspec.json.encode(_record(parts, generation)))
                 _mount(root, target, parts)
     return target
 
@@ -132,25 +135,45 @@ def release_lazy_lower(root: str, lazy: str) -> None:
         with suppress(FileNotFoundError):
             os.rmdir(target)
         with suppress(FileNotFoundError):
-            os.unlink(f"{target}.json")
+            os.rename(f"{target}{_RECORDED}", f"{target}{_RELEASED}")
 
 
 def lazy_lowers(root: str) -> list[LazyLower]:
     """All recorded lazy lowers by id, those that a crash or a reboot left unmounted too."""
-    directory = os.path.join(root, "lazy")
+    return list(_recorded(root, _RECORDED))
+
+
+def released_lowers(root: str) -> list[LazyLower]:
+    """The lazy lowers that were released, and that mounts may stand on still.
+
+    To miss none that is being released, ask for `lazy_lowers` first.
+    """
+    return list(_recorded(root, _RELEASED))
+
+
+def forget_released(root: str, named: Callable[[], Collection[str]]) -> None:
+    """Forget the released lazy lowers whose ids `named` does not give: those that no mount names.
+
+    Nothing is mounted or released meanwhile. Raises OSError.
+    """
+    if any(_recorded(root, _RELEASED)):
+        with locked(_lock(root)):
+            kept = named()
+            for lower in _recorded(root, _RELEASED):
+                if lower.id not in kept:
+                    os.unlink(f"{lower.path}{_RELEASED}")
+
+
+def _recorded(root: str, suffix: str) -> Iterator[LazyLower]:
     try:
-        names = sorted(os.listdir(directory))
+        names = sorted(os.listdir(os.path.join(root, "lazy")))
     except FileNotFoundError:
-        return []
-    found = []
+        return
     for name in names:
-        lazy, _, suffix = name.rpartition(".")
-        if suffix == "json":
-            with suppress(
-                FileNotFoundError, msgspec.DecodeError
-            ):  # released meanwhile; cut short by a power loss
-                found.append(_read(root, lazy))
-    return found
+        if name.endswith(suffix):
+            # Released meanwhile; cut short by a power loss.
+            with suppress(FileNotFoundError, msgspec.DecodeError):
+                yield _read(root, name.removesuffix(suffix), suffix)
 
 
 def needed_room(file_systems: int) -> int:
@@ -212,9 +235,9 @@ def _record(parts: Sequence[Part], generation: str) -> _Record:
     )
 
 
-def _read(root: str, lazy: str) -> LazyLower:
+def _read(root: str, lazy: str, suffix: str) -> LazyLower:
     path = lazy_path(root, lazy)
-    with open(f"{path}.json", "rb") as file:
+    with open(f"{path}{suffix}", "rb") as file:
         record = msgspec.json.decode(file.read(), type=_Record)
     parts = tuple(
         Meta(part["layer"]) if "layer" in part else Directory(part["path"]) for part in record.parts

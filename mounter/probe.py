@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from mounter.meta import ensure_meta, metas, release_meta
 from mounter.mountinfo import mounts_below, read_mounts
 from mounter.syscalls import detach, detached_tmpfs, mount_overlay
 
+_PREFIX: Final = ".probe-"
 _FUSE_DEVICE: Final = "/dev/fuse"
 _METACOPY: Final = "trusted.overlay.metacopy"
 _UPPERMOST, _LOWEST = "probe-uppermost", "probe-lowest"
@@ -72,11 +74,60 @@ def probe(directory: str) -> Probe:
     if os.geteuid() != 0:
         check = Check("privileges", False, "mounting needs root", "run this as root")
         return Probe(Mode.NONE, check.detail, (check,))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(directory, fcntl.LOCK_SH))
+            root = tempfile.mkdtemp(prefix=_PREFIX, dir=directory)
+        except OSError as error:
+            check = Check(
+                "data directory", False, f"cannot be written: {error}", "choose another data directory"
+            )
+            return Probe(Mode.NONE, check.detail, (check,))
+        return _probe(root)
+
+
+def left_probes(directory: str) -> list[str]:
+    """What probes left in `directory` that were killed. Raises OSError if that is not there."""
+    with _locked_alone(directory) as free:
+        return _probes(directory) if free else []
+
+
+def remove_left_probes(directory: str) -> None:
+    """Remove them, and what is mounted there. Raises OSError, MountFailed."""
+    with _locked_alone(directory) as free:
+        for path in _probes(directory) if free else ():
+            _clean(path)
+
+
+def _probes(directory: str) -> list[str]:
+    return [os.path.join(directory, name) for name in os.listdir(directory) if name.startswith(_PREFIX)]
+
+
+@contextmanager
+def _locked_alone(directory: str) -> Iterator[bool]:
+    """Whether no probe runs in `directory`; if so, none begins to inside the block."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+
+
+@contextmanager
+def _locked(directory: str, operation: int) -> Iterator[None]:
+    """The directory's own flock: probes hold it together, whoever clears up after them holds it alone."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        root = tempfile.mkdtemp(prefix=".probe-", dir=directory)
-    except OSError as error:
-        check = Check("data directory", False, f"cannot be written: {error}", "choose another data directory")
-        return Probe(Mode.NONE, check.detail, (check,))
+        fcntl.flock(fd, operation)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _probe(root: str) -> Probe:
+    """The checks, each in the directory `root`, which is gone afterwards."""
     try:
         fuse = _check("FUSE", lambda: check_fuse(_FUSE_DEVICE), "load the module: modprobe fuse")
         upper = _check(

@@ -8,8 +8,10 @@ time. When containerd comes to the next layer, it is here already.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final
 
 import anyio
@@ -24,6 +26,7 @@ from fetcher.opening import open_layer
 from fetcher.reference import Reference, parse_reference
 from fetcher.sources import BlobSources
 from fetcher.store import LayerRecord, LayerStore, RegistrySource, layer_key
+from snapshotter.mounts import MAX_LOWERS
 from snapshotter.openings import Openings
 from snapshotter.remote import RemoteLayer
 
@@ -31,6 +34,8 @@ log = get_logger("layergate.images")
 
 _REMEMBERED: Final = 64
 """Manifests kept in memory; each takes some KB."""
+_AT_A_TIME: Final = 16
+"""Layers of one image that are opened together: the table of contents of one may take 64 MiB as it comes."""
 _ASKING_SECONDS: Final = 5.0
 """How long to ask for a manifest that may tell of a table of contents."""
 _UNREADABLE_SECONDS: Final = 60.0
@@ -61,6 +66,8 @@ class Images:
         self._unreadable: dict[str, float] = {}
         """When, in monotonic seconds, a manifest could not be had."""
         self._openings: dict[tuple[str, str | None], _Opening] = {}
+        self._places: dict[str, anyio.Semaphore] = {}
+        """By image, so that none can keep another one waiting."""
         self.openings = Openings()
         """Which blobs are being opened: their layers are not removed meanwhile."""
 
@@ -151,7 +158,8 @@ class Images:
 
     def _start_all(self, source: RegistrySource, layers: Iterable[LayerDescriptor]) -> int:
         """Begin opening each layer that has a TOC, or note where else it is; how many have one."""
-        lazy = [(layer, layer.toc_digest) for layer in layers if layer.toc_digest is not None]
+        mountable = islice(layers, MAX_LOWERS)
+        lazy = [(layer, layer.toc_digest) for layer in mountable if layer.toc_digest is not None]
         for layer, toc_digest in lazy:
             key = layer_key(layer.digest, toc_digest)
             if self._store.exists(key):
@@ -210,7 +218,7 @@ class Images:
             reference = parse_reference(image)
             client = await self._sources.client(reference, plain_http=source.plain_http)
             blob = RegistryBlob(client, reference, digest, size)
-            async with self.openings.opening(digest):
+            async with self._place(image), self.openings.opening(digest):
                 opening.layer = await open_layer(
                     self._store,
                     blob,
@@ -239,6 +247,17 @@ class Images:
         finally:
             opening.done.set()
             del self._openings[digest, toc_digest]
+
+    @asynccontextmanager
+    async def _place(self, image: str) -> AsyncIterator[None]:
+        """Be one of the layers of an image that are opened now."""
+        places = self._places.setdefault(image, anyio.Semaphore(_AT_A_TIME))
+        try:
+            async with places:
+                yield
+        finally:
+            if places.value == _AT_A_TIME:
+                self._places.pop(image, None)
 
 
 def _key(reference: Reference, platform: Platform) -> str:

@@ -85,6 +85,8 @@ class LazyLowers:
         self._composing = 0
         """Calls of `lowerdirs` under way: they need the gate from when they asked for it."""
         self._usage: dict[str, tuple[int, int]] = {}
+        self._busy = False
+        """Whether something of which nothing of ours has need was in use by somebody when last looked at."""
         self._retained = retained
         self._announced: dict[str, float] = {}
         self._opened: set[str] = set()
@@ -104,21 +106,25 @@ class LazyLowers:
         except InvalidReference as error:
             log.warning("labels_not_understood", error=str(error))
             return None
-        if wanted is None or (wanted.toc_digest is None and not settings.allow_unverified_toc):
+        if wanted is None:
             return None
+        layer, taken = None, False
         try:
             async with self._images.openings.opening(wanted.digest):
                 with anyio.fail_after(settings.open_timeout_seconds):
+                    wanted = await self._images.completed(wanted)
+                    if wanted.toc_digest is None and not settings.allow_unverified_toc:
+                        return None
                     layer = await self._images.open(wanted)
                     await self._streams.sound(layer)
                     reason = await to_thread.run_sync(why_unfit, self._store, layer, below)
                 if reason is not None:
-                    self._announced.pop(layer, None)
                     log.info("layer_not_lazy_here", layer=layer, image=wanted.reference, reason=reason)
                     return None
                 self._streams.hold(_PULLED_SECONDS)
                 self._opened.add(layer)
                 self._announced.pop(layer, None)
+                taken = True
         except NotEstargz:
             return None
         except TimeoutError:
@@ -127,7 +133,17 @@ class LazyLowers:
         except (FetchError, Unavailable) as error:
             log.warning("layer_not_lazy", digest=wanted.digest, image=wanted.reference, error=str(error))
             return None
+        finally:
+            if layer is not None and not taken:
+                self._turn_down(layer, wanted.digest)
         return layer
+
+    def _turn_down(self, layer: str, digest: str) -> None:
+        """It is unpacked the ordinary way: stop bringing it, unless somebody else has it or may yet."""
+        self._announced.pop(layer, None)
+        if layer not in self._named | self._opened and not self._images.openings.is_opening(digest):
+            self._streams.stop(layer)
+            self._changed.set()
 
     async def announce(self, reference: str, manifest: bytes, *, plain_http: bool) -> int:
         """An image is about to be pulled: open its layers; how many may be lazy. Raises FetchError."""
@@ -147,6 +163,17 @@ class LazyLowers:
         since = anyio.current_time() - _ANNOUNCED_SECONDS
         self._announced = {layer: when for layer, when in self._announced.items() if when > since}
         return self._opened | self._announced.keys()
+
+    def _abandoned(self, gone: AbstractSet[str], announced: Iterable[str]) -> list[str]:
+        """Those of `announced` that came with an image of which `gone` have lost their snapshots."""
+        images = {image for layer in gone for image in self._images_of(layer)}
+        return [layer for layer in announced if not images.isdisjoint(self._images_of(layer))]
+
+    def _images_of(self, layer: str) -> list[str]:
+        try:
+            return self._store.record(layer).images
+        except FetchError:  # it is gone, or damaged
+            return []
 
     def _possible(self) -> bool:
         return self._config.lazy.enabled and self._gates.possible()
@@ -215,8 +242,13 @@ class LazyLowers:
 
     async def retain(self, layers: AbstractSet[str]) -> None:
         """Work on these layers, all of them and no others; what is here of the others stays in the cache."""
+        gone = (self._named | self._opened) - layers
         self._opened.clear()  # no Prepare is under way, so each of them has its snapshot or has failed
-        changed = layers != self._named
+        if gone and self._announced:
+            # A pull was stopped: the layers that it has not come to yet are not to be expected any more.
+            for layer in await to_thread.run_sync(self._abandoned, gone, list(self._announced)):
+                self._announced.pop(layer, None)
+        changed = layers != self._named or bool(gone)
         self._named = frozenset(layers)
         self._streams.keep_only(layers | self.expected())
         for layer in layers:
@@ -250,7 +282,7 @@ class LazyLowers:
     async def run(self) -> None:
         """Release lazy lowers and META as they fall out of use, until cancelled."""
         while True:
-            with anyio.move_on_after(_RELEASE_INTERVAL_SECONDS if self._given else None):
+            with anyio.move_on_after(_RELEASE_INTERVAL_SECONDS if self._given or self._busy else None):
                 await self._changed.wait()
             self._changed = anyio.Event()
             async with self._mounting:
@@ -269,6 +301,7 @@ class LazyLowers:
     async def _release(self) -> None:
         """Take away what nothing needs; nothing is mounted meanwhile."""
         root = self._store.root
+        self._busy = False
         latest = anyio.current_time() - self._config.lazy.mount_seconds
         given: dict[str | None, float] = {}
         for one in self._given.values():
@@ -286,6 +319,8 @@ class LazyLowers:
                 self._given = {key: one for key, one in self._given.items() if one.lazy != lower.id}
                 if await to_thread.run_sync(release_unused_lower, root, lower.id):
                     log.info("lazy_lower_released", lazy=lower.id, complete=passed_on)
+                else:
+                    self._busy = True
             else:
                 kept.update(layers)
         for layer in await to_thread.run_sync(metas, root):
@@ -293,6 +328,8 @@ class LazyLowers:
                 continue
             if await to_thread.run_sync(release_unused_meta, root, layer):
                 log.info("meta_released", layer=layer)
+            else:
+                self._busy = True
         needed = self._given or self._composing or self._streams.works_on_any()
         if self._gates.attached and not needed:
             await self._gates.leave()

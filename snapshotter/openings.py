@@ -34,6 +34,10 @@ class Openings:
             if not self._open[digest]:
                 del self._open[digest]
 
+    def is_opening(self, digest: str) -> bool:
+        """Whether anybody opens a layer of the blob now."""
+        return digest in self._open
+
     @contextmanager
     def removing(self, digests: Collection[str]) -> Iterator[frozenset[str]]:
         """Those of `digests` that nobody opens; inside the block nobody begins to. One block at a time."""

@@ -15,6 +15,7 @@ from fetcher.credentials import docker_config_path
 from fetcher.logs import configure_logs, get_logger
 from fetcher.sources import BlobSources
 from fetcher.store import LayerStore
+from mounter.fork_socket import keep_fork_socket_in
 from mounter.forks import start_fork_server
 from snapshotter import commands, workers
 from snapshotter.admin import AdminService
@@ -26,6 +27,7 @@ from snapshotter.gates import Gates
 from snapshotter.images import Images
 from snapshotter.lazy import LazyLowers
 from snapshotter.metadata import Metadata
+from snapshotter.records.containers import ContainerRecords
 from snapshotter.reload import watch_config
 from snapshotter.server import serve_grpc
 from snapshotter.service import SnapshotsService
@@ -72,7 +74,8 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
                 gates=gates,
                 retained=lambda: keeper.wake(),
             )
-            snapshotter = Snapshotter(Path(store.root), metadata, lazy)
+            records = ContainerRecords(store, config.record)
+            snapshotter = Snapshotter(Path(store.root), metadata, lazy, prepared=records.expect)
             cache = ServedCache(
                 store, snapshots=snapshotter, layers=lazy, work=streams, openings=images.openings
             )
@@ -84,7 +87,9 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
                 for part in (gates, streams, lazy):
                     part.configure(changed)
                 keeper.configure(changed.cache)
+                records.configure(changed.record)
 
+            await to_thread.run_sync(keep_fork_socket_in, store.root)
             await to_thread.run_sync(start_fork_server, (*workers.PRELOAD, *commands.PRELOAD))
             await tasks.start(streams.run)
             await gates.attach()
@@ -94,6 +99,7 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             await snapshotter.retain_layers()
             tasks.start_soon(lazy.run)
             tasks.start_soon(keeper.run)
+            tasks.start_soon(records.run)
             credentials = docker_config_path(config.credentials.docker_config)
             tasks.start_soon(watch_config, config_path or DEFAULT_CONFIG, [credentials], apply)
             service = SnapshotsService(snapshotter)

@@ -171,6 +171,11 @@ class LayerStreams:
         """Stop working on every layer that is not wanted any more; what is here of it stays."""
         keep = set(wanted)
         for layer in [layer for layer in self._jobs if layer not in keep]:
+            self.stop(layer)
+
+    def stop(self, layer: str) -> None:
+        """Stop working on a layer, if anything of ours does; what is here of it stays."""
+        if layer in self._jobs:
             log.info("layer_not_wanted", layer=layer)
             self._jobs.pop(layer).scope.cancel()
 

@@ -1,8 +1,8 @@
 """The two seams that an image passes through: ImageSource and ImageDestination.
 
-Everything inside an image is addressed by descriptor (OCI image-spec, "descriptor"), so neither side knows what
-the other is: a registry, an OCI layout, an archive, containerd's content store. Both are asynchronous context
-managers whose exit frees what they hold; one of either serves one image. Used from one event loop.
+Everything inside an image is addressed by descriptor (OCI image-spec, "descriptor"), so neither side knows
+what the other is: a registry, an OCI layout, an archive, containerd's content store. Both are asynchronous
+context managers whose exit frees what they hold; one of either serves one image. Used from one event loop.
 """
 
 from __future__ import annotations

@@ -4,9 +4,13 @@
     layers/.new-*                        a layer, made by half            nobody makes one now
     layers/<layer>/repair                files fetched to repair it       nobody works on the layer
     layers/<layer>/*.tmp, lazy/*.json.*  half-written files               their processes are gone
+    forks/pymp-*                         the socket of a fork server      its process is gone
+    .probe-*                             what a probe of the host made    no probe runs
     late/*                               links handed over                no mounter runs
-    gate                                 a gate whose mounter is dead     likewise
+    gate, connections                    mounts of a dead mounter         likewise
+    mounter.sock                         its socket                       likewise
     mounts/*.json                        a manual mount's state           it is not mounted, no keeper runs
+    mounts/<id>.*                        what belongs to one              it has no state, nobody writes one
 
 and, while no `serve` runs, which looks after them itself:
 
@@ -19,19 +23,21 @@ Blocking.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from fetcher.store import KEY_LENGTH, LayerStore
+from mounter.control import socket_path
 from mounter.daemon import ALIVE
 from mounter.errors import MounterError
-from mounter.lock import locked
+from mounter.fork_socket import left_fork_sockets, remove_left_fork_sockets
+from mounter.lock import is_locked, locked
 from mounter.lowers import Meta, lazy_lowers
 from mounter.mountinfo import is_mount_point, read_mounts
+from mounter.probe import left_probes, remove_left_probes
 from mounter.syscalls import detach
 from mounter.uses import release_unused_lower, release_unused_meta
 from snapshotter.cache.mounted import named_by_mounts
@@ -47,19 +53,25 @@ DEAD_LAYER: Final = "layer, removed by half"
 NEW_LAYER: Final = "layer, made by half"
 REPAIR: Final = "repair, begun"
 TEMPORARY: Final = "file, written by half"
+FORKS: Final = "socket of a process that was killed"
+PROBE: Final = "probe of this host, begun"
 LATE: Final = "links handed over"
 GATE: Final = "dead gate"
+MOUNTER: Final = "socket of a mounter that was killed"
 LAZY: Final = "lazy lower"
 ROOM: Final = "mounts made for a lazy lower"
 META: Final = "META tree"
 SNAPSHOT: Final = "snapshot's directory"
 MANUAL: Final = "manual mount that is gone"
+MANUAL_FILES: Final = "files of a manual mount that is gone"
 
 
 def find_leftovers(store: LayerStore, snapshots: Collection[int] | None) -> list[Leftover]:
     """What is left; `snapshots` are the ids in the database, None while `serve` runs. Raises OSError."""
     root = store.root
     found = [*_in_layers(store), *_half_records(root), *_of_the_mounter(root), *_manual_mounts(root)]
+    found += [Leftover(FORKS, path) for path in left_fork_sockets(root)]
+    found += [Leftover(PROBE, path) for path in left_probes(root)]
     if snapshots is not None:
         found += [*_lower_mounts(root), *_snapshot_directories(root, snapshots)]
     return found
@@ -87,9 +99,7 @@ def _in_layers(store: LayerStore) -> Iterator[Leftover]:
             for inner in _names(path):
                 if inner == "repair" and not is_locked(os.path.join(path, "lock")):
                     yield Leftover(REPAIR, os.path.join(path, inner))
-                elif (written := _TEMPORARY.fullmatch(inner)) and not os.path.exists(
-                    f"/proc/{written['pid']}"
-                ):
+                elif (written := _TEMPORARY.fullmatch(inner)) and not _lives(written["pid"]):
                     yield Leftover(TEMPORARY, os.path.join(path, inner))
 
 
@@ -106,17 +116,20 @@ def _half_records(root: str) -> Iterator[Leftover]:
 def _of_the_mounter(root: str) -> Iterator[Leftover]:
     if mounter_runs(root):
         return
-    late, gate = os.path.join(root, "late"), os.path.realpath(os.path.join(root, "gate"))
+    late, real = os.path.join(root, "late"), os.path.realpath(root)
     yield from (Leftover(LATE, os.path.join(late, name)) for name in _names(late))
-    if _is_fuse(gate):
-        yield Leftover(GATE, gate)
+    for path in (os.path.join(real, "gate"), os.path.join(real, "connections")):
+        if _is_fuse(path):
+            yield Leftover(GATE, path)
+    if os.path.exists(socket := socket_path(root)):
+        yield Leftover(MOUNTER, socket)
 
 
 def _manual_mounts(root: str) -> Iterator[Leftover]:
     mounts = ManualMounts(root)
-    for state in mounts.all():
-        if not state.alive():
-            yield Leftover(MANUAL, os.path.join(mounts.directory, f"{state.id}.json"))
+    gone = [state.id for state in mounts.all() if not state.alive()]
+    yield from (Leftover(MANUAL, os.path.join(mounts.directory, f"{name}.json")) for name in gone)
+    yield from (Leftover(MANUAL_FILES, os.path.join(mounts.directory, name)) for name in mounts.strays())
 
 
 def _lower_mounts(root: str) -> Iterator[Leftover]:
@@ -177,16 +190,40 @@ def _remove_meta(store: LayerStore, path: str) -> str | None:
     return None if release_unused_meta(store.root, os.path.basename(path)) else "it is in use by now"
 
 
+def _remove_probe(store: LayerStore, _path: str) -> None:
+    remove_left_probes(store.root)
+
+
+def _remove_forks(store: LayerStore, _path: str) -> None:
+    remove_left_fork_sockets(store.root)
+
+
+@contextmanager
+def _without_mounter(store: LayerStore) -> Iterator[str | None]:
+    """No mounter is started in the block; why one runs already, None if none does."""
+    with locked(os.path.join(store.root, "mounter.start")):
+        yield "a mounter runs by now" if mounter_runs(store.root) else None
+
+
 def _remove_late(store: LayerStore, path: str) -> str | None:
-    return "a mounter runs by now" if mounter_runs(store.root) else delete_tree(path)
+    with _without_mounter(store) as reason:
+        return reason or delete_tree(path)
 
 
 def _remove_gate(store: LayerStore, path: str) -> str | None:
-    if mounter_runs(store.root):
-        return "a mounter runs by now"
-    while _is_fuse(path):
-        detach(path)
-    return None
+    with _without_mounter(store) as reason:
+        while reason is None and _is_fuse(path):
+            detach(path)
+        if reason is None and os.path.basename(path) == "connections":
+            os.rmdir(path)
+        return reason
+
+
+def _remove_mounter(store: LayerStore, path: str) -> str | None:
+    with _without_mounter(store) as reason:
+        if reason is None:
+            _remove_file(store, path)
+        return reason
 
 
 def _remove_manual(store: LayerStore, _path: str) -> None:
@@ -203,29 +240,18 @@ _REMOVERS: Final[dict[str, Callable[[LayerStore, str], str | None]]] = {
     NEW_LAYER: _remove_new,
     REPAIR: _remove_repair,
     TEMPORARY: _remove_file,
+    FORKS: _remove_forks,
+    PROBE: _remove_probe,
     LATE: _remove_late,
     GATE: _remove_gate,
+    MOUNTER: _remove_mounter,
     LAZY: _remove_lower,
     ROOM: _remove_room,
     META: _remove_meta,
     SNAPSHOT: _remove_snapshot,
     MANUAL: _remove_manual,
+    MANUAL_FILES: _remove_manual,
 }
-
-
-def is_locked(path: str) -> bool:
-    """Whether a process holds the flock of a file; False if there is no such file, which is not made."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def mounter_runs(root: str) -> bool:

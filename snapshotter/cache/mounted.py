@@ -11,8 +11,9 @@ A mount needs a layer if it is
                                                            the options would not fit into a page
     a bind mount of           ROOT/layers/<layer>/fs, or of what is in there
 
-Lazy lowers at their own mount points, and copies of them elsewhere, are nobody's use. Each mount
-namespace that has a process is looked at: a mount need not be in ours.
+Lazy lowers at their own mount points, and copies of them elsewhere, are nobody's use; one that was released
+may have mounts on it still. Each mount namespace that has a process is looked at, as a mount need not be in
+ours.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from mounter.lowers import Meta, lazy_lowers
+from mounter.lowers import Meta, forget_released, lazy_lowers, released_lowers
 from mounter.mountinfo import Mount, parse_mountinfo, read_mounts
 
 _NAME: Final = "[a-z2-7]{20}"
@@ -76,13 +77,18 @@ def layers_in_mounts(root: str, layers: Collection[str]) -> dict[str, set[str]]:
     if not layers:
         return {}
     needed: dict[str, set[str]] = {}
-    lowers = {lower.id: lower.parts for lower in lazy_lowers(root)}
+    lowers = {lower.id: lower.parts for lower in (*lazy_lowers(root), *released_lowers(root))}
     for name, targets in named_by_mounts(root).items():
         parts = lowers.get(name, [Meta(name)])
         for layer in (part.layer for part in parts if isinstance(part, Meta)):
             if layer in layers:
                 needed.setdefault(layer, set()).update(targets)
     return needed
+
+
+def forget_released_lowers(root: str) -> None:
+    """Forget the released lazy lowers that no mount stands on any more. Raises OSError."""
+    forget_released(root, lambda: named_by_mounts(root).keys())
 
 
 def _names(mount: Mount, root: Root) -> Iterator[str]:

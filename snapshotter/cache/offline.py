@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fetcher.store import LayerStore
+from mounter.uses import forget_unused
 from snapshotter.cache.inventory import (
     Sizes,
     merged_users,
@@ -21,10 +22,13 @@ from snapshotter.cache.inventory import (
     snapshot_users,
 )
 from snapshotter.cache.leftovers import find_leftovers, remove_leftover
+from snapshotter.cache.mounted import forget_released_lowers
 from snapshotter.cache.plan import plan_clean
 from snapshotter.cache.removal import delete_layer, set_aside
 from snapshotter.cache.report import Account, left_by
 from snapshotter.cache.values import CleanReport, Inventory, Selection
+from snapshotter.manual.release import discard_with_orphans
+from snapshotter.manual.state import ManualMounts
 from snapshotter.metadata import Metadata
 
 
@@ -61,6 +65,10 @@ class OfflineCache:
             leftovers = [leftover for leftover in find_leftovers(store, ids) if leftover.path not in dead]
             for leftover in leftovers:
                 account.note(remove_leftover(store, leftover))
+            if selection.takes_all_unused:
+                discard_with_orphans(ManualMounts(store.root))
+            forget_released_lowers(store.root)
+            forget_unused(store.root)
         for layer, path in aside.dead.items():
             account.deleted(path, delete_layer(store, layer, path))
             self._sizes.forget(layer)

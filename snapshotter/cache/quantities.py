@@ -17,7 +17,7 @@ _UNITS: Final = {
     **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", start=1)},
 }
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", re.ASCII)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d+)?) ?([A-Za-z]*)", re.ASCII)
 _SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])", re.ASCII)
 

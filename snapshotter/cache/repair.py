@@ -18,12 +18,12 @@ from anyio import to_thread
 
 from fetcher.blob import Blob
 from fetcher.errors import FetchError, StoreError
-from fetcher.footer import FOOTER_SIZE, parse_footer
+from fetcher.footer import LONGEST_FOOTER, parse_footer
 from fetcher.plain import PlainLayer
 from fetcher.replacing import Replacement
 from fetcher.sources import BlobSources
 from fetcher.store import LayerRecord, LayerStore
-from fetcher.toc import unpack_toc
+from fetcher.toc import unpack_toc, verified_toc
 from mounter.uses import Uses
 from snapshotter.cache.removal import not_worked_on
 from snapshotter.cache.verify import Fault
@@ -57,8 +57,8 @@ async def repair_toc(store: LayerStore, sources: BlobSources, layer: str) -> Non
 
     async def fetch(blob: Blob) -> None:
         tail = await blob.read(record.toc_offset, record.size)
-        footer = parse_footer(tail[-FOOTER_SIZE:], blob_size=record.size)
-        store.replace_toc(layer, unpack_toc(tail[: -footer.size]))
+        footer = parse_footer(tail[-LONGEST_FOOTER:], blob_size=record.size)
+        store.replace_toc(layer, verified_toc(unpack_toc(tail[: -footer.size]), record.toc_digest))
 
     await _from_any_source(sources, record, fetch)
 

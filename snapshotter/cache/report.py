@@ -1,4 +1,4 @@
-"""Accounts of a cleaning: from what was planned and what came of it to the report. Asks statvfs alone."""
+"""Accounts of a cleaning: what was planned and what came of it make the report. Blocking; changes nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fetcher.store import LayerStore
 from snapshotter.cache.plan import Plan
 from snapshotter.cache.removal import SetAside
 from snapshotter.cache.values import CachedLayer, CleanReport, Leftover, Problem
+from snapshotter.manual.state import ManualMounts
 
 
 class Account:
@@ -61,6 +62,7 @@ class Account:
             freed_bytes=0 if dry_run else shutil.disk_usage(self._root).free - self._free,
             bytes_left=sum(layer.bytes for layer in layers) - sum(layer.bytes for layer in removed),
             done=not (kept or plan.unknown or plan.excess or self._problems),
+            orphaned=[state.mountpoint for state in ManualMounts(self._root).all() if state.orphaned()],
         )
 
 

@@ -17,6 +17,7 @@ from anyio import to_thread
 
 from fetcher.logs import get_logger
 from fetcher.store import LayerStore
+from mounter.uses import forget_unused
 from snapshotter.cache.inventory import (
     Sizes,
     mark_used,
@@ -27,10 +28,13 @@ from snapshotter.cache.inventory import (
     snapshot_users,
 )
 from snapshotter.cache.leftovers import find_leftovers, remove_leftover
+from snapshotter.cache.mounted import forget_released_lowers
 from snapshotter.cache.plan import Limits, Plan, plan_clean, plan_limits
 from snapshotter.cache.removal import SetAside, delete_layer, set_aside
 from snapshotter.cache.report import Account, left_by
 from snapshotter.cache.values import CachedLayer, CleanReport, Inventory, Selection, User, UserKind
+from snapshotter.manual.release import discard_with_orphans
+from snapshotter.manual.state import ManualMounts
 from snapshotter.openings import Openings
 
 log = get_logger("layergate.cache")
@@ -120,6 +124,12 @@ class ServedCache:
             ]
             for leftover in leftovers:
                 account.note(await to_thread.run_sync(remove_leftover, self._store, leftover))
+            if selection.takes_all_unused:
+                await to_thread.run_sync(discard_with_orphans, ManualMounts(self._store.root))
+            async with self._layers.still():
+                pass  # what a process left that was killed is released at the end of this
+            await to_thread.run_sync(forget_released_lowers, self._store.root)
+            await to_thread.run_sync(forget_unused, self._store.root)
             return account.report(layers, plan, aside=aside, leftovers=leftovers)
 
     async def keep(self, limits: Limits, *, free: int) -> Plan:
@@ -131,6 +141,7 @@ class ServedCache:
             await self._snapshots.retain_layers()
             users = await self._users()
             await to_thread.run_sync(mark_used, self._store, users.keys())
+            await to_thread.run_sync(forget_released_lowers, self._store.root)
             count = limits.max_size is not None or free < limits.min_free
             layers = await self._read(users, sizes=count)
             plan = plan_limits(layers, limits, free=free, now=time.time())

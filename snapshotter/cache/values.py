@@ -83,6 +83,12 @@ class Selection(msgspec.Struct, frozen=True):
     older_than: float | None = None
     to_size: int | None = None
 
+    @property
+    def takes_all_unused(self) -> bool:
+        """Whether every layer goes that may."""
+        named = self.images or self.layers
+        return self.everything or not (named or self.older_than is not None or self.to_size is not None)
+
 
 class Problem(msgspec.Struct, frozen=True):
     """Something that could not be done about `path`."""
@@ -96,7 +102,8 @@ class CleanReport(msgspec.Struct, frozen=True):
 
     `kept` are layers that were named and are in use, `unknown` names that no layer has. `done` is false
     if something that was asked for was not done. `freed_bytes` is the difference of the file system's own
-    figures, before and after.
+    figures, before and after. `orphaned` are manual mounts whose keeper was killed, by mountpoint; their
+    layers go with them if all that is unused was to go.
     """
 
     dry_run: bool
@@ -108,3 +115,4 @@ class CleanReport(msgspec.Struct, frozen=True):
     freed_bytes: int
     bytes_left: int
     done: bool
+    orphaned: list[str] = []

@@ -22,6 +22,7 @@ from fetcher.errors import FetchError
 from fetcher.nodes import Kind, Node
 from fetcher.plain import PlainLayer, is_verified
 from fetcher.store import LayerStore
+from mounter.fork_socket import keep_fork_socket_in
 
 _PART_BYTES: Final = 64 << 20
 _PART_NODES: Final = 2000
@@ -100,7 +101,7 @@ def verify_layers(store: LayerStore, layers: Sequence[str], progress: Progress) 
         plans.append((layer, digest, parts, error))
     total = sum(part.bytes for _, _, parts, _ in plans for part in parts)
     done = 0
-    pool = _pool()
+    pool = _pool(store.root)
     try:
         for layer, digest, parts, error in plans:
             faults: list[Fault] = []
@@ -184,7 +185,8 @@ def _opened(root: str, layer: str) -> tuple[PlainLayer, list[Node], bool]:
     return PlainLayer(store.fs(layer), tree), list(tree.inodes()), store.is_complete(layer)
 
 
-def _pool() -> ProcessPoolExecutor:
+def _pool(root: str) -> ProcessPoolExecutor:
+    keep_fork_socket_in(root)
     # Ctrl-C reaches every process of the terminal; the pool ends with the command.
     return ProcessPoolExecutor(
         mp_context=multiprocessing.get_context("forkserver"),

@@ -26,10 +26,16 @@ def command() -> None:
 
     It works while `layergate serve` runs, through it, and while none runs. What a snapshot, a mount or a
     pull needs is never removed.
+
+    \b
+    Examples
+      layergate cache ls --sort size
+      layergate cache clean --older-than 7d
+      layergate cache verify --repair
     """
 
 
-@command.command("ls")
+@command.command("ls", short_help="List the layers, how large they are, and who uses them.")
 @click.option(
     "--sort",
     type=click.Choice(["size", "used"]),
@@ -50,8 +56,14 @@ def list_command(sort: str, as_json: bool, root: str, address: str) -> None:
     damaged      its record cannot be read
 
     \b
+    Examples
+      layergate cache ls --sort size
+      layergate cache ls --json | jq '.layers[] | select(.used_by == [])'
+
+    \b
     Exit codes
     0   listed
+    2   there is no such root
     9   serve has the cache in use, and does not answer
     """
     from snapshotter.cli.cache_client import NodeCache
@@ -68,8 +80,8 @@ def list_command(sort: str, as_json: bool, root: str, address: str) -> None:
         print_out(inventory_table(inventory, layers))
 
 
-@command.command("clean")
-@click.option("--all", "everything", is_flag=True, help="Every layer.")
+@command.command("clean", short_help="Remove what nothing uses, and what crashes have left.")
+@click.option("--all", "everything", is_flag=True, help="Every layer that is not in use.")
 @click.option("--unused", is_flag=True, help="Every layer that nothing uses. The default.")
 @click.option("--image", "images", multiple=True, metavar="REF", help="The layers of an image.")
 @click.option("--layer", "layers", multiple=True, metavar="DIGEST", help="One layer; a beginning will do.")
@@ -111,6 +123,7 @@ def clean_command(
     Exit codes
     0   done
     1   no layer here has that name
+    2   the options contradict one another, or there is no such root
     7   the local disk refused
     9   serve has the cache in use, and does not answer
     20  done in part: what is in use was left
@@ -131,7 +144,7 @@ def clean_command(
     return _clean_code(report)
 
 
-@command.command("verify")
+@command.command("verify", short_help="Check every file against its digest, and mend it.")
 @click.option("--repair", is_flag=True, help="Fetch again what is wrong, and put it in place.")
 @click.argument("digests", metavar="[DIGEST]...", nargs=-1)
 @json_option
@@ -147,10 +160,15 @@ def verify_command(
     open keep it until they open it again. It needs the registry, and no `layergate serve`.
 
     \b
+    Examples
+      layergate cache verify
+      layergate cache verify --repair 1f0c3a5e
+
+    \b
     Exit codes
     0      all is as it should be, or is again
     1      no layer here has that name
-    2      the configuration file has an error
+    2      the configuration file has an error, or there is no such root
     6      something is wrong, and could not be repaired or was not to be
     """
     from fetcher.store import LayerStore

@@ -40,9 +40,13 @@ def inventory_table(inventory: Inventory, layers: Sequence[CachedLayer]) -> Rend
             _images(layer),
         )
     lines = [
-        f"{len(layers)} layers, {size_text(inventory.bytes)}; "
+        f"{_layers(len(layers))}, {size_text(inventory.bytes)}; "
         f"{size_text(inventory.free_bytes)} of {size_text(inventory.size_bytes)} free"
     ]
+    used = [layer for layer in layers if layer.used_by]
+    if used:
+        lines.append("used by:")
+        lines += [f"  {short(layer)}  {_users(layer)}" for layer in used]
     if inventory.leftovers:
         lines.append("left by a crash, and removed by layergate cache clean:")
         lines += [f"  {leftover.kind}: {leftover.path}" for leftover in inventory.leftovers]
@@ -59,19 +63,20 @@ def clean_table(report: CleanReport) -> RenderableType:
             table.add_row(short(layer), size_text(layer.bytes), _images(layer))
         parts.append(table)
     lines = [f"{would}removed, left by a crash: {one.kind} {one.path}" for one in report.leftovers]
-    for layer in report.kept:
-        names = [f"{user.kind.value} {user.name}" for user in layer.used_by]
-        more = f" and {len(names) - _USERS_SHOWN} more" if len(names) > _USERS_SHOWN else ""
-        lines.append(f"{short(layer)} stays, in use by {', '.join(names[:_USERS_SHOWN])}{more}")
+    lines += [f"{short(layer)} stays, in use by {_users(layer)}" for layer in report.kept]
     lines += [f"no layer here is of {name}" for name in report.unknown]
+    lines += [
+        f"{mountpoint}: the keeper of this mount was killed; layergate umount {mountpoint} ends it"
+        for mountpoint in report.orphaned
+    ]
     lines += [f"not removed: {problem.path}: {problem.reason}" for problem in report.problems]
     count, size = len(report.removed), size_text(sum(layer.bytes for layer in report.removed))
     left = f"{size_text(report.bytes_left)} {'would be ' if would else ''}left"
     if report.dry_run:
-        lines.append(f"{count} layers of {size} would be removed; {left}")
+        lines.append(f"{_layers(count)} of {size} would be removed; {left}")
     else:
         freed = size_text(report.freed_bytes)
-        lines.append(f"{count} layers of {size} removed; the file system has {freed} more free; {left}")
+        lines.append(f"{_layers(count)} of {size} removed; the file system has {freed} more free; {left}")
     return Group(*parts, _text(lines))
 
 
@@ -138,6 +143,17 @@ def _counted(layer: CachedLayer) -> str:
     counts = Counter(user.kind.value for user in layer.used_by)
     words = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(counts.items())]
     return f"by {', '.join(words)}"
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def _users(layer: CachedLayer) -> str:
+    """The first of its users by name, and how many more there are."""
+    names = [f"{user.kind.value} {user.name}" for user in layer.used_by]
+    more = f" and {len(names) - _USERS_SHOWN} more" if len(names) > _USERS_SHOWN else ""
+    return f"{', '.join(names[:_USERS_SHOWN])}{more}"
 
 
 def _images(layer: CachedLayer) -> str:

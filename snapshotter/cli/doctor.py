@@ -25,6 +25,11 @@ def command(root: str, address: str, containerd_config: str, as_json: bool) -> i
     Tries each thing with a real mount, in a directory of its own below the data
     directory, and changes nothing.
 
+    \b
+    Examples
+      layergate doctor
+      layergate doctor --root /data/layergate
+
     Exit codes: 0 if lazy pulling will work, 1 if not.
     """
     import json

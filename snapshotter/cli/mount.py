@@ -62,8 +62,8 @@ def command(
     \b
     SOURCE
       registry.example/python:3     an image in a registry
-      oci:DIR  oci:DIR:TAG          an image in an OCI layout, by skopeo or buildah
-      ./layer.tar.gz                the file of one eStargz layer
+      oci:DIR  oci:DIR:TAG          an image in an OCI layout, as skopeo makes it
+      ./layer.tar.gz                the file of one eStargz or zstd:chunked layer
 
     \b
     Examples
@@ -78,6 +78,7 @@ def command(
     \b
     Exit codes
     0    mounted
+    1    something else went wrong; the line says what
     2    SOURCE, --platform or the configuration file cannot be understood
     3    there is no such image, layout, file or platform
     4    the registry does not take our credentials
@@ -89,10 +90,10 @@ def command(
     11   MOUNTPOINT is not empty
     12   something is mounted on MOUNTPOINT already, or DIR is in use
     13   the image has no such layer
-    14   a layer is no eStargz; the line says what it is
+    14   a layer is neither eStargz nor zstd:chunked; the line says what it is
     15   mounting needs root
     16   there is no FUSE, or else nothing to be lazy with: see layergate doctor
-    130  interrupted
+    130, 143  interrupted; nothing is left behind
     """
     import os
     import secrets

@@ -26,9 +26,15 @@ def command(root: str, as_json: bool) -> None:
     starting   not mounted yet
     lazy       mounted; the rest is streaming in
     native     complete, and needs no process of ours
-    orphaned   its keeper was killed: files that are here can be read; umount and mount it again
+    orphaned   its keeper was killed: files that are here can be read; unmount it
+               and mount it again
 
-    Exit code: 0.
+    \b
+    Examples
+      layergate mounts
+      layergate mounts --json | jq '.mounts[].mountpoint'
+
+    Exit code: 0; 1 if the directory of layers cannot be read.
     """
     import msgspec
 

@@ -82,6 +82,11 @@ def command(
     configuration file. Progress goes to standard error, the result to standard output.
 
     \b
+    Examples
+      layergate pull registry.example/python:3
+      layergate pull -n k8s.io --platform linux/arm64 registry.example/python:3
+
+    \b
     Exit codes
     0  pulled
     2  REF, --platform or the configuration file cannot be understood

@@ -29,10 +29,27 @@ def command(root: str, address: str, config_path: str | None, log_level: str | N
 
     It may be stopped, killed and upgraded at any time: containers run on, and
     layers that were streaming go on where they were at the next start.
+
+    \b
+    Examples
+      layergate serve
+      layergate serve --root /data/layergate --log-level debug
+
+    \b
+    Exit codes
+    0   stopped by SIGTERM or SIGINT
+    2   the configuration file has an error, or the socket cannot be made
+    7   the local disk refused
+    9   another layergate serve has the root or the socket, or its metadata
+        cannot be read
     """
     import os
 
     import anyio
+
+    from mounter.capabilities import SERVE, keep_capabilities
+
+    keep_capabilities(SERVE)  # before what follows may start a thread
 
     from snapshotter.errors import SocketUnusable
     from snapshotter.serve import serve

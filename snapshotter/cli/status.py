@@ -32,6 +32,11 @@ def command(address: str, as_json: bool, watch: bool) -> None:
     complete   native files; no process of ours is needed
     failed     the last try failed; it is tried again while a snapshot needs it
 
+    \b
+    Examples
+      layergate status --watch
+      layergate status --json | jq '.layers[] | {digest, state}'
+
     Exit codes: 0; 9 if layergate serve does not answer.
     """
     from snapshotter.cli.status_client import read_status

@@ -30,12 +30,14 @@ from fetcher.demand import Slot
 from fetcher.logs import get_logger
 from fetcher.store import LayerStore
 from mounter.errors import MounterError, mount_failures
+from mounter.fork_socket import keep_fork_socket_in
 from mounter.forks import start_fork_server
 from mounter.lowers import Directory, lazy_id, mount_lazy_lower
 from mounter.probe import Mode
 from mounter.swap import Overlay, View, mount_view, mounted_inside, mounts_on, swap_view, topmost
 from mounter.uses import Uses, release_unused
 from snapshotter.cache.limits import free_space, min_free
+from snapshotter.cache.mounted import forget_released_lowers
 from snapshotter.chains import lower_parts, split_chain, tree_paths
 from snapshotter.config import Config
 from snapshotter.defaults import DEFAULT_CONFIG
@@ -44,7 +46,7 @@ from snapshotter.gates import Gate, Gates
 from snapshotter.lowers import LazyLink
 from snapshotter.manual.errors import LazyImpossible, ManualMountError
 from snapshotter.manual.messages import Complete, Mounted, Notice, Reporter
-from snapshotter.manual.opening import differences, lay_below, open_wanted
+from snapshotter.manual.opening import lay_around, open_wanted
 from snapshotter.manual.progress import report_progress
 from snapshotter.manual.release import forget_gone, remove_files, unmount_ours
 from snapshotter.manual.request import MountRequest, check_mountpoint, claim
@@ -103,6 +105,11 @@ class Keeper:
                 tasks.start_soon(self._watch_command)
                 await self._keep()
                 self._end(Ending.COMPLETE)
+        except Exception as error:
+            # It is to end in any case; whatever fails on the way is for the log.
+            if self._ending is None:
+                raise
+            log.warning("failed_while_ending", error=repr(error))
         finally:
             if self._ending is not Ending.COMPLETE and not (self._ending is None and self._reporter.kept):
                 with CancelScope(shield=True):
@@ -150,16 +157,13 @@ class Keeper:
         self._state = claim(self._mounts, self._request)
 
     async def _open(self) -> Wanted:
-        opened, wanted = await open_wanted(self._store, self._mounts, self._uses, self._request, self._config)
+        opened, wanted = await open_wanted(self._store, self._uses, self._request, self._config)
         self._change(layers=[MountedLayer(one.layer, one.digest) for one in opened])
         return wanted
 
     def _look(self, wanted: Wanted) -> Wanted:
         """What depends on how the layers look, now that somebody has looked at each."""
-        if not wanted.alone:
-            for text in differences(self._store, wanted):
-                self._reporter.tell(Notice(text))
-        return lay_below(self._store, self._mounts, self._request, wanted)
+        return lay_around(self._store, self._mounts, self._request, wanted)
 
     async def _bring(self, wanted: Wanted, incomplete: Sequence[str]) -> None:
         """From layers that are not complete to a native mount."""
@@ -170,6 +174,7 @@ class Keeper:
         streams = LayerStreams(self._store, self._config, completed=self._came, slot=Slot.MANUAL)
         with mount_changes() as changes:
             async with anyio.create_task_group() as tasks:
+                await to_thread.run_sync(keep_fork_socket_in, self._store.root)
                 await to_thread.run_sync(start_fork_server, PRELOAD)
                 await tasks.start(streams.run)
                 tasks.start_soon(self._gates.prepare)
@@ -251,7 +256,7 @@ class Keeper:
             return tree_view(self._store, wanted, gate.mode)
         if gate.mode is Mode.STUB:
             trees = tree_paths(self._store, rest, trees_path(self._store.root, gate.mode))
-            return merged(wanted, [*native, *trees, *wanted.lowest], turn="lazy")
+            return merged(wanted, [*wanted.highest, *native, *trees, *wanted.lowest], turn="lazy")
         layers = [link.layer for link in rest if isinstance(link, LazyLink)]
         for layer in layers:
             await streams.ready(layer)
@@ -259,7 +264,7 @@ class Keeper:
         await to_thread.run_sync(self._uses.add, lazy_id(parts, gate.generation))
         path = await to_thread.run_sync(mount_lazy_lower, self._store.root, parts, gate.generation)
         await self._gates.warm([layer for layer in layers if not self._store.is_complete(layer)])
-        return merged(wanted, [*native, path], turn="lazy", lazy=True)
+        return merged(wanted, [*wanted.highest, *native, path], turn="lazy", lazy=True)
 
     def _mount(self, view: View, kind: MountKind) -> None:
         request = self._request
@@ -316,6 +321,7 @@ class Keeper:
         try:
             await to_thread.run_sync(release_unused, self._store.root)
             await self._gates.leave()
+            await to_thread.run_sync(forget_released_lowers, self._store.root)
         except (MounterError, OSError) as error:
             # Whoever comes next finds it unused and tries again.
             log.warning("not_released", error=str(error))
@@ -326,9 +332,8 @@ class Keeper:
             await to_thread.run_sync(self._unmount, state)
         await self._let_go()
         if state is not None:
-            await to_thread.run_sync(
-                partial(remove_files, self._mounts, state, unwanted=not self._reporter.kept)
-            )
+            unwanted = not self._reporter.kept or self._ending is Ending.INTERRUPTED
+            await to_thread.run_sync(partial(remove_files, self._mounts, state, unwanted=unwanted))
 
     def _unmount(self, state: MountState) -> None:
         try:

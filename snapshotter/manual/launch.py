@@ -6,6 +6,7 @@ that an interrupt on the terminal meets the command alone; and its output goes t
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -15,9 +16,11 @@ from typing import Final
 
 import anyio
 
+from mounter.fork_socket import remove_fork_socket
 from snapshotter.manual.messages import KEEP, Message, decode, encode
 
 _PACKET_LIMIT: Final = 64 << 10
+_INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class SocketReporter:
@@ -52,6 +55,7 @@ class KeeperProcess:
     def __init__(self, pid: int, connection: socket.socket) -> None:
         self.pid = pid
         self._socket = connection
+        self._told_to_keep = False
 
     def messages(self) -> Iterator[Message]:
         """What it says, until it ends."""
@@ -60,6 +64,7 @@ class KeeperProcess:
 
     def keep(self) -> None:
         """Let it go on without us; returns when it knows. What it says meanwhile is lost."""
+        self._told_to_keep = True
         with suppress(OSError):  # it has ended
             self._socket.send(KEEP, socket.MSG_NOSIGNAL)
         while _receive(self._socket):
@@ -69,6 +74,9 @@ class KeeperProcess:
         """Have it undo everything; returns when it has, and ended."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
+        if self._told_to_keep:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGINT)
         self.wait()
 
     def wait(self) -> None:
@@ -81,28 +89,43 @@ class KeeperProcess:
 def start_keeper(run: Callable[[SocketReporter], None], log: str) -> Iterator[KeeperProcess]:
     """Fork a process that does `run` and ends. If the block fails or is interrupted, everything is undone.
 
-    `run` may raise nothing; `log` is the file that its output goes to. Only the thread that calls this goes
-    on in the new process: no other may hold a lock of what `run` needs.
+    `run` may raise nothing; `log` is the file that its output goes to, locked (flock) for as long as it may
+    still begin or runs. Only the thread that calls this goes on in the new process: no other may hold a lock
+    of what `run` needs. Raises OSError.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if not pid:
-        ours.close()
+    with ours, theirs, _opened_log(log) as output:
+        # Nobody is to be interrupted between the fork and what follows an interrupt.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+        pid = os.fork()
+        if not pid:
+            ours.close()
+            try:
+                _leave_command(output)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                run(SocketReporter(theirs))
+            finally:
+                remove_fork_socket()
+                # Nothing of the command's is to happen here: no handler, no traceback, no flush.
+                os._exit(0)
+        theirs.close()
+        keeper = KeeperProcess(pid, ours)
         try:
-            _leave_command(log)
-            run(SocketReporter(theirs))
-        finally:
-            # Nothing of the command's is to happen here: no handler, no traceback, no flush.
-            os._exit(0)
-    theirs.close()
-    keeper = KeeperProcess(pid, ours)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            yield keeper
+        except BaseException:
+            keeper.abandon()
+            raise
+
+
+@contextmanager
+def _opened_log(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        yield keeper
-    except BaseException:
-        keeper.abandon()
-        raise
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield fd
     finally:
-        ours.close()
+        os.close(fd)
 
 
 def _receive(connection: socket.socket) -> bytes:
@@ -113,14 +136,13 @@ def _receive(connection: socket.socket) -> bytes:
         return b""
 
 
-def _leave_command(log: str) -> None:
+def _leave_command(output: int) -> None:
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _INTERRUPTS:
         signal.signal(number, signal.SIG_DFL)
     os.umask(0o022)
     os.chdir("/")
     nothing = os.open(os.devnull, os.O_RDONLY)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
     os.close(nothing)

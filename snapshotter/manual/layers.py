@@ -21,7 +21,7 @@ from fetcher.errors import (
     StoreError,
     VerificationError,
 )
-from fetcher.footer import FOOTER_SIZE, parse_footer
+from fetcher.footer import LONGEST_FOOTER, parse_footer
 from fetcher.opening import open_layer
 from fetcher.sniffing import HEAD, describe_blob
 from fetcher.store import FileSource, LayerStore, layer_key
@@ -92,7 +92,7 @@ class LayerOpener:
                 # A clean-up of the cache was just in time.
         except NotEstargz as error:
             raise NotEstargz(
-                f"{_named(layer)} is no eStargz layer but {await _kind(layer, error)}"
+                f"{_named(layer)} is no eStargz or zstd:chunked layer but {await _kind(layer, error)}"
             ) from error
 
     async def _digest(self, layer: SourceLayer) -> str:
@@ -117,14 +117,14 @@ class LayerOpener:
 
 async def _check_footer(layer: SourceLayer) -> None:
     """Raise NotEstargz before a whole file is read for its digest."""
-    tail, size = await layer.blob.tail(FOOTER_SIZE)
+    tail, size = await layer.blob.tail(LONGEST_FOOTER)
     parse_footer(tail, blob_size=size)
 
 
 async def _kind(layer: SourceLayer, error: NotEstargz) -> str:
     if "external TOC" in str(error):
         return "one that keeps its table of contents elsewhere, which is not supported"
-    tail, size = await layer.blob.tail(FOOTER_SIZE)
+    tail, size = await layer.blob.tail(LONGEST_FOOTER)
     head = await layer.blob.read(0, min(size, HEAD)) if size else b""
     return describe_blob(head, tail)
 

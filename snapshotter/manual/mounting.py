@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -12,11 +13,11 @@ import msgspec
 from fetcher.logs import configure_logs, get_logger
 from mounter.logfile import last_line
 from snapshotter.config import Config, LogConfig
-from snapshotter.manual.errors import KeeperFailed, NotMounted
+from snapshotter.manual.errors import KeeperFailed
 from snapshotter.manual.keeper import Ending, Keeper
 from snapshotter.manual.launch import SocketReporter, start_keeper
 from snapshotter.manual.messages import Complete, Failed, Message, Mounted, Reporter
-from snapshotter.manual.release import unmount_manual
+from snapshotter.manual.release import take_away
 from snapshotter.manual.request import MountRequest
 from snapshotter.manual.state import ManualMounts
 
@@ -42,7 +43,8 @@ def mount_in_background(
 ) -> None:
     """Return when the mount is up, or with `wait` when it is native; a keeper of its own sees to it.
 
-    `show` is told each message. Raises KeeperFailed, and whatever interrupts it; nothing is left then.
+    `show` is told each message. Raises KeeperFailed, and whatever interrupts it; nothing is left then. In any
+    case the process ignores interrupts afterwards: it is to end.
     """
 
     def run(reporter: SocketReporter) -> None:
@@ -59,7 +61,7 @@ def mount_in_background(
 
     mounts = ManualMounts(request.root)
     mounts.create_directories()
-    with _log_of_success(mounts.log(request.id)) as path, start_keeper(run, path) as keeper:
+    with _nothing_left(request) as path, start_keeper(run, path) as keeper:
         for message in keeper.messages():
             if isinstance(message, Failed):
                 keeper.wait()
@@ -67,36 +69,51 @@ def mount_in_background(
             show(message)
             if isinstance(message, Mounted) and not wait:
                 keeper.keep()
+                ignore_interrupts()
                 return
             if isinstance(message, Complete):
                 keeper.wait()
+                ignore_interrupts()
                 return
         keeper.wait()
-        said = last_line(path)
-        with suppress(NotMounted):
-            unmount_manual(request.root, request.mountpoint, lazy=True)
         raise KeeperFailed(
-            f"the keeper of {request.mountpoint} ended without a word; its log: {said}", code=1
+            f"the keeper of {request.mountpoint} ended without a word; its log: {last_line(path)}", code=1
         )
 
 
 @contextmanager
-def _log_of_success(path: str) -> Iterator[str]:
-    """A log that stays only if the block succeeds."""
+def _nothing_left(request: MountRequest) -> Iterator[str]:
+    """Nothing is left of the mount if the block fails or is interrupted; gives where its log goes.
+
+    A keeper undoes everything itself, but one that was killed, or was done already when it was interrupted.
+    """
+    mounts = ManualMounts(request.root)
+    log_path = mounts.log(request.id)
     try:
-        yield path
+        yield log_path
     except BaseException:
+        ignore_interrupts()
+        take_away(request.root, request.id)
         with suppress(FileNotFoundError):
-            os.unlink(path)
+            os.unlink(log_path)
         raise
+
+
+def ignore_interrupts() -> None:
+    """The process is about to end, and does not want to be interrupted in that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def mount_in_foreground(request: MountRequest, config: Config, reporter: Reporter) -> Ending:
     """Keep the mount in this process until it is native, or a signal ends it and undoes it.
 
-    Raises what `Keeper.run` raises.
+    Raises what `Keeper.run` raises. At the end the process is one that ignores interrupts.
     """
     quiet = LogConfig("warning" if config.log.level == "info" else config.log.level)
     config = msgspec.structs.replace(config, log=quiet)
     configure_logs(quiet.level)
-    return anyio.run(Keeper(request, config, reporter).run)
+    with _nothing_left(request):
+        ending = anyio.run(Keeper(request, config, reporter).run)
+        ignore_interrupts()
+    return ending

@@ -1,9 +1,11 @@
 """ROOT/mounts: the mounts made by hand, one small file each, so that every process can tell.
 
     ROOT/mounts/<id>.json       MountState
-                <id>.log        what its keeper logged
+                <id>.json.*     one being written
+                <id>.log        what its keeper logged; flock: held by the keeper and who starts it
+                <id>.below/     what lies below the layers of a merged mount, where something has to
+                <id>.above/     what lies above them
                 lock            flock: held while a mount of ours is made, swapped or taken away
-                <id>.below/     what lies below the only layer of a merged mount
 
 A state is written before what it tells of, by temporary name and rename. What is true is in the kernel: a
 mount is there if mountinfo has one of the ids, a keeper runs if its process id has the start time. Blocking.
@@ -21,7 +23,8 @@ from contextlib import contextmanager, suppress
 import msgspec
 
 from fetcher.store import boot_id
-from mounter.lock import locked
+from mounter.lock import is_locked, locked
+from mounter.mountinfo import read_mounts
 from mounter.swap import mounts_on
 
 
@@ -83,6 +86,8 @@ class MountState(msgspec.Struct, frozen=True, kw_only=True):
     """Ids of our mounts on the mountpoint, the uppermost first; two for the moment of a swap."""
     waiting: str | None = None
     """A mountpoint inside, because of which a complete mount has not been swapped yet."""
+    discard: bool = False
+    """Whether its layers are to go with it: the cache was cleaned when its keeper had been killed."""
 
     @property
     def here(self) -> bool:
@@ -98,9 +103,13 @@ class MountState(msgspec.Struct, frozen=True, kw_only=True):
         """Whether there is a mount, or somebody about to make one; in another namespace, there may be one."""
         if self.boot != boot_id():
             return False
-        if self.kept() or self.namespace != mount_namespace():
+        if self.kept():
             return True
-        return bool(self.mounted())
+        return bool(self.mounted()) if self.here else _is_entered(self.namespace)
+
+    def orphaned(self) -> bool:
+        """Whether its keeper was killed and left a mount."""
+        return self.keeper is not None and not self.kept() and self.alive()
 
     def kept(self) -> bool:
         """Whether its keeper runs."""
@@ -144,8 +153,12 @@ class ManualMounts:
         return os.path.join(self.directory, f"{name}.log")
 
     def below(self, name: str) -> str:
-        """Where the directory is that lies below the layer of the mount with this id."""
+        """Where the directory is that lies below the layers of the mount with this id."""
         return os.path.join(self.directory, f"{name}.below")
+
+    def above(self, name: str) -> str:
+        """Where the one is that lies above them."""
+        return os.path.join(self.directory, f"{name}.above")
 
     def write(self, state: MountState) -> None:
         """Keep a state."""
@@ -155,12 +168,28 @@ class ManualMounts:
             file.write(msgspec.json.encode(state))
         os.rename(temporary, path)
 
-    def forget(self, state: MountState) -> None:
-        """Remove a state, and what else is here of the mount, which is unmounted."""
-        shutil.rmtree(self.below(state.id), ignore_errors=True)
-        for path in (os.path.join(self.directory, f"{state.id}.json"), self.log(state.id)):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+    def forget(self, name: str) -> None:
+        """Remove all that is here of the mount with this id, which is unmounted; its state last."""
+        state = f"{name}.json"
+        found = [one for one in os.listdir(self.directory) if one.startswith(f"{name}.") and one != state]
+        for path in (os.path.join(self.directory, one) for one in (*found, state)):
+            if os.path.isdir(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    def strays(self) -> list[str]:
+        """The ids of which something is here, but no state, nor a process that is about to write one.
+
+        Only while the lock is held are all of them left by a crash.
+        """
+        try:
+            names = {name.partition(".")[0] for name in os.listdir(self.directory) if "." in name}
+        except FileNotFoundError:
+            return []
+        names -= {state.id for state in self.all()}
+        return sorted(name for name in names if not is_locked(self.log(name)))
 
     def _read(self, name: str) -> MountState:
         with open(os.path.join(self.directory, name), "rb") as file:
@@ -170,6 +199,16 @@ class ManualMounts:
 def mount_namespace() -> str:
     """Our mount namespace, as the kernel names it."""
     return os.readlink("/proc/self/ns/mnt")
+
+
+def _is_entered(namespace: str) -> bool:
+    """Whether a process is in a mount namespace, or it has been mounted to stay without one."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                if os.readlink(f"/proc/{name}/ns/mnt") == namespace:
+                    return True
+    return any(mount.fstype == "nsfs" and mount.root == namespace for mount in read_mounts())
 
 
 def _start_time(pid: int) -> int:

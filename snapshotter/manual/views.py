@@ -25,12 +25,14 @@ from snapshotter.manual.upper import work_path
 class Wanted:
     """What the user wants to see; `chain` has distinct layers, the uppermost first.
 
-    `below` is a directory that has to lie below the lowest layer (`make_below`).
+    `above` is a directory that has to lie above the uppermost layer (`attributes.make_above`), `below` one
+    that has to lie below the lowest (`make_below`).
     """
 
     chain: tuple[LazyLink, ...]
     alone: bool
     upper: str | None
+    above: str | None = None
     below: str | None = None
 
     @property
@@ -39,8 +41,13 @@ class Wanted:
         return self.alone and self.upper is None
 
     @property
+    def highest(self) -> list[str]:
+        """What comes before the layers' own directories."""
+        return [] if self.above is None else [self.above]
+
+    @property
     def lowest(self) -> list[str]:
-        """What comes after the layers' own directories."""
+        """What comes after them."""
         return [] if self.below is None else [self.below]
 
 
@@ -59,7 +66,11 @@ def make_below(directory: str, tree: LayerTree | None) -> None:
 def native_view(store: LayerStore, wanted: Wanted) -> View:
     """The view of complete layers."""
     lower = [store.fs(link.layer) for link in wanted.chain]
-    return Bind(lower[0]) if wanted.raw else merged(wanted, [*lower, *wanted.lowest], turn="native")
+    return (
+        Bind(lower[0])
+        if wanted.raw
+        else merged(wanted, [*wanted.highest, *lower, *wanted.lowest], turn="native")
+    )
 
 
 def tree_view(store: LayerStore, wanted: Wanted, mode: Mode) -> View:

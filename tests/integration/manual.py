@@ -130,10 +130,12 @@ class ManualNode:
         self, *arguments: str, prefix: Sequence[str] = (), stderr: int = subprocess.PIPE
     ) -> subprocess.Popen[str]:
         """Start `layergate ARGUMENTS`, behind another program's words if `prefix` says so."""
-        name, *rest = arguments
-        options = ["--root", self.root, *(["--config", self._config] if name == "mount" else [])]
+        name = arguments[: 2 if arguments[0] == "cache" else 1]
+        options = ["--root", self.root, *(["--config", self._config] if "mount" in name else [])]
+        if name[0] in ("cache", "umount"):
+            options += ["--address", f"{self.directory}/no-serve.sock"]
         command = subprocess.Popen(
-            [*prefix, *LAYERGATE, name, *options, *rest],
+            [*prefix, *LAYERGATE, *name, *options, *arguments[len(name) :]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -144,11 +146,13 @@ class ManualNode:
         self._commands.append(command)
         return command
 
-    def run(self, *arguments: str, prefix: Sequence[str] = (), code: int = 0) -> Ended:
-        """`start` and its end, which has to be `code`."""
+    def run(self, *arguments: str, prefix: Sequence[str] = (), code: int | None = 0) -> Ended:
+        """`start` and its end, which has to be `code` unless that is None."""
         command = self.start(*arguments, prefix=prefix)
         output, errors = command.communicate(timeout=100)
-        assert command.returncode == code, f"{arguments}: {command.returncode}\n{output}{errors}{self.logs()}"
+        assert code in (None, command.returncode), (
+            f"{arguments}: {command.returncode}\n{output}{errors}{self.logs()}"
+        )
         return Ended(command.returncode, output, errors)
 
     def listed(self) -> list[ListedMount]:

@@ -90,7 +90,7 @@ class Node:
         chain = chain_ids([layer.diff_id for layer in image.layers])
         answer = self.containerd.ctr(*snapshots, "prepare", "--mounts", key, chain[-1])
         try:
-            with mounted(_mounts(answer), target):
+            with mounted(mounts_of(answer), target):
                 yield target
         finally:
             self.containerd.ctr(*snapshots, "remove", key)
@@ -207,7 +207,8 @@ class _Mount(msgspec.Struct, frozen=True, rename="pascal"):
     options: list[str]
 
 
-def _mounts(printed: str) -> list[pb.Mount]:
+def mounts_of(printed: str) -> list[pb.Mount]:
+    """What `ctr snapshots prepare --mounts` printed."""
     found = msgspec.json.decode(printed, type=list[_Mount])
     return [pb.Mount(type=one.type, source=one.source, options=one.options) for one in found]
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from snapshotter.containerd.labels import chain_ids
 from tests import oci
+from tests.estargz import build, dir, file, plain
 from tests.integration import recipe
 from tests.integration.caching import (
     READ_ALL,
@@ -23,10 +29,18 @@ from tests.integration.caching import (
     used_by,
 )
 from tests.integration.conftest import References
-from tests.integration.harness import CommandFailed, Registry, Throttle, fresh_file_system, mounts
-from tests.integration.lazy import by_way_of, until_complete
-from tests.integration.node import Node, eventually, running_node
-from tests.integration.processes import is_running, send
+from tests.integration.harness import (
+    LAYERGATE,
+    CommandFailed,
+    Registry,
+    Throttle,
+    fresh_file_system,
+    mounts,
+)
+from tests.integration.lazy import by_way_of, transient_mounts, until_complete
+from tests.integration.node import Node, eventually, mounts_of, program_files, running_node
+from tests.integration.processes import REPOSITORY, is_running, send
+from tests.snapshotter.snapshots_client import mounted
 
 pytestmark = pytest.mark.containerd
 
@@ -128,6 +142,31 @@ def test_what_a_container_stands_on_stays(node: Node, registry: Registry, thrott
     assert clean(node, "--all")["done"] is True
 
 
+def test_what_a_mount_stands_on_stays_though_nobody_names_its_snapshot_any_more(
+    node: Node, registry: Registry, throttle: Throttle
+) -> None:
+    image = DataImage.of(programs(), data(9, files=20, size=200_000))
+    reference = by_way_of(throttle, oci.push(registry.host, "cache/standing", image.image))
+    throttle.rate = 500_000
+    node.pull(reference)
+    key, target = "standing", f"{node.directory}/standing"
+    chain = chain_ids([layer.diff_id for layer in image.image.layers])[-1]
+    snapshots = ["snapshots", "--snapshotter", node.name]
+    with mounted(mounts_of(node.containerd.ctr(*snapshots, "prepare", "--mounts", key, chain)), target):
+        node.containerd.ctr(*snapshots, "remove", key)
+        node.containerd.ctr("images", "rm", "--sync", reference)
+        eventually(lambda: not transient_mounts(node.layergate), "the lazy lower to be released")
+        here = {name for one in node.states() for name in node.plain_files(one.layer) if "data/" in name}
+        report = clean(node, "--all")
+        assert report["removed"] == []
+        assert {user["name"] for users in used_by(node.layergate).values() for user in users} == {target}
+        for name in here:
+            with open(f"{target}/{name}", "rb") as file:
+                assert len(file.read()) == 200_000
+    assert clean(node, "--all")["done"] is True
+    assert layer_directories(node.layergate) == []
+
+
 def test_an_image_removed_while_it_streams_streams_no_more(
     node: Node, registry: Registry, throttle: Throttle
 ) -> None:
@@ -136,29 +175,73 @@ def test_an_image_removed_while_it_streams_streams_no_more(
     throttle.rate = 2_000_000
     node.pull(reference)
     eventually(lambda: any(one.state == "streaming" for one in node.states()), "a layer to stream")
+    assert _workers(node)
     node.containerd.ctr("images", "rm", "--sync", reference)
     eventually(lambda: node.event("layer_not_wanted"), "the streams to be stopped")
-    mounter = node.layergate.mounter_pid
-    eventually(lambda: not _workers(node, mounter), "the worker processes to end")
+    eventually(lambda: not _workers(node), "the worker processes to end")
     assert {one.state for one in node.states()} <= {"stub", "complete"}
     report = clean(node)
     assert report["done"] is True
     assert layer_directories(node.layergate) == []
 
 
-def _workers(node: Node, mounter: int) -> list[int]:
-    """Processes that stream: not the mounter, and not multiprocessing's own servers."""
+def test_a_pull_that_is_stopped_streams_no_more(
+    directory: str, registry: Registry, throttle: Throttle
+) -> None:
+    """Its lowest layer is lazy, the next one is being downloaded, and the uppermost has been announced."""
+    noise = random.Random(11)
+    layers = [
+        build([*program_files("true"), dir("data/"), file("data/1", noise.randbytes(2_000_000))]),
+        plain([file("data/2", noise.randbytes(2_000_000))]),
+        build([dir("data/"), file("data/3", noise.randbytes(2_000_000))]),
+    ]
+    reference = by_way_of(throttle, oci.push(registry.host, "cache/stopped", oci.image(layers)))
+    with running_node(directory) as node:
+        throttle.rate = 200_000
+        options = ["--containerd", node.containerd.address, "--address", node.layergate.socket]
+        with subprocess.Popen([*LAYERGATE, "pull", *options, reference], cwd=REPOSITORY) as pull:
+            eventually(lambda: node.event("remote_snapshot"), "the lowest layer's snapshot")
+            eventually(lambda: len(_workers(node)) == 2, "a worker for each of the lazy layers")
+            send(pull.pid, signal.SIGINT)
+        assert pull.returncode == 130
+        # What was announced, and for which no Prepare comes, would be kept up for a minute.
+        eventually(lambda: not _workers(node), "the workers to end", patience=40)
+        throttle.rate = 0
+        assert clean(node)["done"] is True
+        assert layer_directories(node.layergate) == []
+
+
+def test_a_layer_that_is_unpacked_the_ordinary_way_is_not_streamed_as_well(
+    directory: str, registry: Registry
+) -> None:
+    upper = build([file("data/without-an-entry", random.Random(10).randbytes(500_000))])
+    image = oci.image([build([*program_files("true"), dir("data/", mode=0o700)]), upper])
+    reference = oci.push(registry.host, "cache/unfit", image)
+    with running_node(directory, config="[stream]\nbytes_per_second = 1000\n") as node:
+        assert "1 lazy, 1 unpacked" in node.pull(reference)
+        assert node.event("layer_not_lazy_here")
+        # An opening whose Prepare never comes is kept up for a minute.
+        eventually(lambda: len(_workers(node)) == 1, "one worker to be left", patience=30)
+        [streaming] = [one.digest for one in node.states() if one.state == "streaming"]
+        assert streaming != upper.digest
+        assert node.run(reference, ["/bin/true"]) == ""
+        assert clean(node)["done"] is True
+        assert [layer["digest"] for layer in _layers(node)] == [streaming]
+
+
+def _layers(node: Node) -> list[dict[str, object]]:
+    layers = cache(node.layergate, "ls")["layers"]
+    assert isinstance(layers, list)
+    return layers
+
+
+def _workers(node: Node) -> list[int]:
+    """Processes that stream, by their title."""
     found = []
     for pid in node.layergate.descendants:
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                line = file.read()
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                parent = int(file.read().rpartition(b")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if pid != mounter and b"forkserver" in line and parent != node.layergate.pid:
-            found.append(pid)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"layergate: worker"):
+                found.append(pid)
     return found
 
 

@@ -109,14 +109,18 @@ class TestRefusals:
         path = f"{node.directory}/blob"
         with open(path, "wb") as blob:
             blob.write(content)
-        assert refused(node, 14, path, node.mountpoint()) == f"{path} is no eStargz layer but {what}"
+        assert (
+            refused(node, 14, path, node.mountpoint())
+            == f"{path} is no eStargz or zstd:chunked layer but {what}"
+        )
 
     def test_an_image_with_an_ordinary_layer(self, node: ManualNode) -> None:
         ordinary = estargz.plain(BOTTOM)
         image = oci.image([estargz.build([file("here")]), ordinary])
         source = write_layout(f"{node.directory}/layout", image)
         assert refused(node, 14, source, node.mountpoint()) == (
-            f"layer 2 ({ordinary.digest}) is no eStargz layer but an ordinary tar+gzip layer, "
+            f"layer 2 ({ordinary.digest}) is no eStargz or zstd:chunked layer but an ordinary tar+gzip "
+            "layer, "
             "without a table of contents"
         )
 
@@ -225,6 +229,21 @@ class TestUnmounting:
         node.configure("")
         node.run("mount", "--wait", *options, layout, target)
         assert read(target, "usr/file6") == bytes([6]) * 2006
+
+    def test_after_a_kill_of_everything_and_a_cleaning_its_layers_go_with_it(
+        self, node: ManualNode, layout: str
+    ) -> None:
+        target = node.mountpoint()
+        node.run("mount", layout, target)
+        assert read(target, "usr/share/new") == b"the only one"
+        node.kill_everything()
+        said = node.run("cache", "clean").output
+        assert f"layergate umount {target} ends it" in " ".join(said.split())
+        assert "0 layers of 0 B removed" in said
+        assert read(target, "usr/share/new") == b"the only one", "what is here can be read"
+        node.run("umount", target)
+        assert nothing_is_left(node)
+        assert os.listdir(f"{node.root}/layers") == []
 
     def test_after_a_kill_of_the_keeper_alone(self, node: ManualNode, layout: str) -> None:
         target = node.mountpoint()

@@ -17,11 +17,13 @@ from mounter.lowers import (
     Directory,
     Meta,
     Part,
+    forget_released,
     lazy_id,
     lazy_lowers,
     lazy_path,
     needed_room,
     release_lazy_lower,
+    released_lowers,
 )
 from mounter.meta import release_meta
 from mounter.mountinfo import mounts_below
@@ -309,8 +311,29 @@ class TestRelease:
             release_lazy_lower(node.root, os.path.basename(lower))
             release_meta(node.root, "l1")
         assert mounts_below(node.root) == []
+        forget_released(node.root, set)
         assert os.listdir(node.path("lazy")) == ["lock"]
         assert os.listdir(node.path("meta")) == []
+
+    def test_what_a_lower_was_made_of_is_known_for_as_long_as_a_mount_names_it(self, node: LazyNode) -> None:
+        node.add("l1", file("a"))
+        node.add("l2", file("b"))
+        one, other = (os.path.basename(node.lazy(Meta(layer))) for layer in ("l1", "l2"))
+        assert released_lowers(node.root) == []
+        release_lazy_lower(node.root, one)
+        release_lazy_lower(node.root, other)
+        assert lazy_lowers(node.root) == []
+        assert {lower.id: lower.parts for lower in released_lowers(node.root)} == {
+            one: (Meta("l1"),),
+            other: (Meta("l2"),),
+        }
+        forget_released(node.root, lambda: [one])
+        assert [lower.id for lower in released_lowers(node.root)] == [one]
+        assert node.lazy(Meta("l1")) == node.path("lazy", one)
+        release_lazy_lower(node.root, one)
+        forget_released(node.root, list)
+        assert released_lowers(node.root) == []
+        forget_released(node.path("nowhere"), list)
 
     def test_releasing_what_never_was_is_no_error(self, scratch: str) -> None:
         release_lazy_lower(scratch, "none")

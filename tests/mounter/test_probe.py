@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 import pytest
 
 from mounter.mountinfo import mounts_below
-from mounter.probe import Check, Mode, check_fuse, judge, probe
-from mounter.syscalls import mount_overlay
+from mounter.probe import Check, Mode, check_fuse, judge, left_probes, probe, remove_left_probes
+from mounter.syscalls import mount_overlay, mount_tmpfs
 from tests.mounter.mounts import counting_gate
 
 GOOD = Check("good", True, "can be done")
@@ -22,6 +23,23 @@ def test_this_host_has_the_gate_and_nothing_is_left(scratch: str) -> None:
     assert (found.mode, found.reason) == (Mode.GATE, "")
     assert mounts_below(scratch) == []
     assert os.listdir(scratch) == []
+
+
+@pytest.mark.root
+def test_what_a_killed_probe_left_is_removed_unless_one_runs(scratch: str) -> None:
+    left = os.path.join(scratch, ".probe-left")
+    os.makedirs(os.path.join(left, "merged", "inside"))
+    mount_tmpfs(os.path.join(left, "merged"), options={})
+    os.mkdir(os.path.join(scratch, "other"))
+    running = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(running, fcntl.LOCK_SH)
+    assert left_probes(scratch) == []
+    remove_left_probes(scratch)
+    os.close(running)
+    assert left_probes(scratch) == [left]
+    remove_left_probes(scratch)
+    assert mounts_below(scratch) == []
+    assert os.listdir(scratch) == ["other"]
 
 
 @pytest.mark.root

@@ -14,7 +14,14 @@ import pytest
 
 from mounter.lowers import Meta, lazy_lowers
 from mounter.meta import metas
-from mounter.uses import Uses, release_unused, release_unused_lower, release_unused_meta, unused
+from mounter.uses import (
+    Uses,
+    forget_unused,
+    release_unused,
+    release_unused_lower,
+    release_unused_meta,
+    unused,
+)
 from tests.mounter.gate_node import read
 from tests.mounter.mounts import LazyNode, file
 
@@ -99,6 +106,21 @@ class TestLocks:
         uses.close()
         assert is_unused(root, "name")
         assert os.listdir(tmp_path / "uses") == []
+
+    def test_lock_files_that_nobody_holds_are_forgotten(self, tmp_path: Path) -> None:
+        root = str(tmp_path)
+        forget_unused(root)
+        uses = Uses(root)
+        uses.add("used")
+        with held_elsewhere(root, "killed") as holder:
+            forget_unused(root)
+            assert sorted(os.listdir(tmp_path / "uses")) == ["killed", "used"]
+            holder.kill()
+            holder.wait()
+        forget_unused(root)
+        assert os.listdir(tmp_path / "uses") == ["used"]
+        assert not is_unused(root, "used")
+        uses.close()
 
 
 @pytest.mark.root

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from fetcher.store import boot_id
+from mounter.mountinfo import read_mounts
 from mounter.uses import Uses
 from snapshotter.cli import cli
-from snapshotter.metadata import Metadata
+from snapshotter.manual.state import ManualMounts, MountState, Process, mount_namespace
+from snapshotter.metadata import Kind, Metadata
 from tests import trees
 from tests.snapshotter.cached import CachedNode
 
@@ -47,7 +50,7 @@ def test_ls(node: CachedNode) -> None:
     assert "complete" in lines[1]
     assert "2 h ago" in lines[1]
     assert all(len(line) <= 80 for line in lines)
-    assert lines[-1].startswith("1 layers, ")
+    assert lines[-1].startswith("1 layer, ")
 
 
 def test_ls_json(node: CachedNode) -> None:
@@ -74,6 +77,48 @@ def test_ls_json(node: CachedNode) -> None:
     ]
 
 
+def test_what_uses_a_layer_is_named(node: CachedNode, tmp_path: Path) -> None:
+    layer, unused = node.small(1), node.small(2)
+    with Metadata(os.path.join(node.root, "metadata.db")) as metadata, metadata.transaction():
+        parent = metadata.insert(
+            "sha256:c", kind=Kind.COMMITTED, parent=None, labels={}, now_ns=1, layer=layer
+        )
+        for number in range(4):
+            name = f"k8s.io/{number}/a-rather-long-name-of-a-container-{number}"
+            metadata.insert(name, kind=Kind.ACTIVE, parent=parent, labels={}, now_ns=1)
+    said = run(node, "ls").stdout
+    assert all(len(line) <= 80 for line in said.splitlines())
+    assert "by 5 snapshots" in said
+    (used,) = [line for line in said.splitlines() if line.startswith(f"  {digest(node, layer)[7:19]}")]
+    assert "snapshot k8s.io/0/" in used
+    assert said.count(digest(node, unused)[7:19]) == 1
+    assert "and 2 more" in " ".join(said.split())
+
+
+def test_a_mount_whose_keeper_was_killed_is_mentioned(node: CachedNode) -> None:
+    mounts = ManualMounts(node.root)
+    mounts.create_directories()
+    (some, *_) = read_mounts()
+    mounts.write(
+        MountState(
+            id="one",
+            mountpoint=some.target,
+            source="oci:/layout",
+            alone=False,
+            rw=None,
+            made_rw=False,
+            keeper=Process(2**22 - 1, 1),
+            namespace=mount_namespace(),
+            boot=boot_id(),
+            since=0.0,
+            mounts=[some.id],
+        )
+    )
+    said = run(node, "clean", "--dry-run")
+    assert f"layergate umount {some.target} ends it" in " ".join(said.stdout.split())
+    assert json.loads(run(node, "clean", "--dry-run", "--json").stdout)["orphaned"] == [some.target]
+
+
 def test_ls_sorts(node: CachedNode) -> None:
     small, large = node.small(1, complete=False), node.small(2)
     node.age(small, 10)
@@ -92,7 +137,7 @@ def test_clean_removes_what_is_unused(node: CachedNode) -> None:
     assert result.return_value == 0
     assert digest(node, used)[7:19] not in result.stdout
     assert "gone:1" in result.stdout
-    assert "1 layers of" in result.stdout
+    assert "1 layer of" in result.stdout
     assert node.store.layers() == [used]
     uses.close()
     assert gone not in node.store.layers()
@@ -147,6 +192,7 @@ def test_clean_json(node: CachedNode) -> None:
         "freed_bytes",
         "bytes_left",
         "done",
+        "orphaned",
     }
     assert found["removed"][0]["layer"] == layer
     assert found["done"] is True

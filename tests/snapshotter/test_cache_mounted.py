@@ -14,7 +14,8 @@ from mounter.lowers import Meta, mount_lazy_lower
 from mounter.meta import ensure_meta
 from mounter.mountinfo import Mount, mounts_below, parse_mountinfo
 from mounter.syscalls import detach, mount, mount_overlay
-from snapshotter.cache.mounted import Root, layers_in_mounts, names_in_mounts
+from mounter.uses import release_unused
+from snapshotter.cache.mounted import Root, forget_released_lowers, layers_in_mounts, names_in_mounts
 from tests.snapshotter.cached import CachedNode
 
 ONE, TWO, LAZY = "a" * 20, "b" * 20, "c" * 20
@@ -135,9 +136,16 @@ def test_what_stands_on_a_lazy_lower_needs_its_layers(tmp_path: Path) -> None:
             )
             target = {str(tmp_path / "container")}
             assert layers_in_mounts(node.root, [one, two]) == {one: target, two: target}
+            release_unused(node.root)
+            assert not os.path.exists(lower)
+            forget_released_lowers(node.root)
+            assert layers_in_mounts(node.root, [one, two]) == {one: target, two: target}
+            detach(str(tmp_path / "container"))
+            assert layers_in_mounts(node.root, [one, two]) == {}
+            forget_released_lowers(node.root)
+            assert os.listdir(os.path.join(node.root, "lazy")) == ["lock"]
         finally:
-            for path in (lower, *(os.path.join(node.root, "meta", layer) for layer in (one, two))):
-                detach(path)
+            release_unused(node.root)
 
 
 @pytest.mark.root

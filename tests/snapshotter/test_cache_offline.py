@@ -16,12 +16,14 @@ from fetcher.store import LayerStore
 from mounter.lowers import Meta, lazy_lowers, mount_lazy_lower
 from mounter.meta import ensure_meta, metas
 from mounter.mountinfo import mounts_below
+from mounter.swap import mounts_on
 from mounter.syscalls import detach, mount_overlay, mount_tmpfs
 from mounter.uses import Uses
 from snapshotter.cache import leftovers as kinds
 from snapshotter.cache.offline import OfflineCache
 from snapshotter.cache.values import LayerState, Selection, User, UserKind
 from snapshotter.errors import MetadataInUse
+from snapshotter.manual.release import unmount_manual
 from snapshotter.manual.state import ManualMounts, MountedLayer, MountState, Process, mount_namespace
 from snapshotter.metadata import Kind, Metadata
 from tests import trees
@@ -155,6 +157,39 @@ def test_a_manual_mount_being_made_needs_its_layers(node: CachedNode, cache: Off
     assert [layer.layer for layer in report.removed] == [layer]
     assert [leftover.kind for leftover in report.leftovers] == [kinds.MANUAL]
     assert mounts.all() == []
+
+
+def test_the_layers_of_a_mount_whose_keeper_was_killed_go_with_it(
+    node: CachedNode, cache: OfflineCache, tmp_path: Path
+) -> None:
+    layer = node.small(1)
+    mounts = ManualMounts(node.root)
+    mounts.create_directories()
+    target = tmp_path.resolve() / "target"
+    target.mkdir()
+    mount_tmpfs(str(target), options={})
+    try:
+        state = msgspec.structs.replace(
+            manual_state(node.store, layer, Process(2**22 - 1, 1)),
+            mountpoint=str(target),
+            mounts=[mounts_on(str(target))[0].id],
+        )
+        mounts.write(state)
+        for selection in (Selection(older_than=0), Selection(layers=[layer]), Selection(to_size=0)):
+            assert cache.clean(selection, dry_run=False).orphaned == [str(target)]
+        cache.clean(Selection(), dry_run=True)
+        assert mounts.all() == [state], "it is cleaned of nothing"
+        assert unmount_manual(node.root, str(target), lazy=False) == []
+        mount_tmpfs(str(target), options={})
+        mounts.write(msgspec.structs.replace(state, mounts=[mounts_on(str(target))[0].id]))
+        report = cache.clean(Selection(), dry_run=False)
+        assert (report.removed, report.leftovers, report.done) == ([], [], True)
+        assert [state.discard for state in mounts.all()] == [True]
+        assert unmount_manual(node.root, str(target), lazy=False) == [layer]
+        assert mounts_on(str(target)) == []
+    finally:
+        for _ in mounts_on(str(target)):
+            detach(str(target))
 
 
 def manual_state(store: LayerStore, layer: str, keeper: Process) -> MountState:

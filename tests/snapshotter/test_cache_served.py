@@ -93,7 +93,7 @@ async def test_unused_layers_go_in_order(serve: Serve) -> None:
     report = await serve.cache.clean(Selection(), dry_run=False)
     assert [layer.layer for layer in report.removed] == [gone]
     assert report.done
-    assert serve.others.asked == ["cleanup", "drop 1", "still", "set aside 1"]
+    assert serve.others.asked == ["cleanup", "drop 1", "still", "set aside 1", "still", "set aside 0"]
     assert serve.node.store.layers() == [used]
     assert not [name for name in os.listdir(serve.node.store.layers_directory) if name.startswith(".dead")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import time
@@ -11,11 +12,15 @@ import msgspec
 import pytest
 
 from fetcher.store import boot_id
-from mounter.mountinfo import Mount
+from mounter.mountinfo import Mount, read_mounts
+from mounter.syscalls import detach, mount
 from snapshotter.manual.errors import MountedAlready, MountpointMissing, MountpointNotEmpty
+from snapshotter.manual.release import forget_gone
 from snapshotter.manual.request import MountRequest, claim
 from snapshotter.manual.state import ManualMounts, MountKind, MountState, Process, mount_namespace
 from snapshotter.manual.upper import check_upper, make_upper, remove_work, user_of, work_path
+
+_MS_BIND = 4096
 
 
 def state(**changes: object) -> MountState:
@@ -59,8 +64,8 @@ class TestStates:
             mounts.write(written)
         assert mounts.all() == [other, one]
         assert mounts.on("/a") == [other]
-        mounts.forget(one)
-        mounts.forget(one)
+        mounts.forget(one.id)
+        mounts.forget(one.id)
         assert mounts.all() == [other]
 
     def test_a_root_without_mounts_has_none(self, tmp_path: Path) -> None:
@@ -90,14 +95,67 @@ class TestStates:
             ({}, False),
             ({"keeper": Process.current()}, True),
             ({"keeper": Process.current(), "boot": "another"}, False),
-            ({"namespace": "mnt:[1]"}, True),
-            ({"namespace": "mnt:[1]", "boot": "another"}, False),
+            ({"namespace": "mnt:[1]"}, False),
             ({"mounts": [1 << 30], "kind": MountKind.NATIVE}, False),
         ],
-        ids=["nothing", "kept", "rebooted", "elsewhere", "elsewhere, rebooted", "unmounted"],
+        ids=["nothing", "kept", "rebooted", "in a namespace that is gone", "unmounted"],
     )
     def test_what_is_alive(self, changes: dict[str, object], alive: bool) -> None:
         assert state(**changes).alive() is alive
+
+    @pytest.mark.root
+    def test_in_another_namespace_there_may_be_one_for_as_long_as_the_namespace_is_there(
+        self, tmp_path: Path
+    ) -> None:
+        with subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", "readlink /proc/self/ns/mnt; read x"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            elsewhere = state(namespace=process.stdout.readline().strip(), mounts=[1 << 30])
+            assert elsewhere.alive()
+            assert not msgspec.structs.replace(elsewhere, boot="another").alive()
+            kept = tmp_path / "namespace"
+            kept.touch()
+            mount(f"/proc/{process.pid}/ns/mnt", str(kept), "none", flags=_MS_BIND)
+            try:
+                process.communicate("\n")
+                assert elsewhere.alive()
+            finally:
+                detach(str(kept))
+        assert not elsewhere.alive()
+
+    def test_a_mount_whose_keeper_was_killed_is_orphaned(self) -> None:
+        (some, *_) = read_mounts()
+        there = {"mountpoint": some.target, "mounts": [some.id]}
+        assert state(keeper=ended(), **there).orphaned()
+        assert not state(keeper=Process.current(), **there).orphaned()
+        assert not state(keeper=None, **there).orphaned(), "it is complete"
+        assert not state(keeper=ended()).orphaned(), "it is gone"
+
+    def test_all_that_belongs_to_a_mount_is_forgotten_with_it(self, mounts: ManualMounts) -> None:
+        for name in ("1", "12"):
+            mounts.write(state(id=name))
+            for suffix in ("log", "json.0a1b2c3d"):
+                Path(mounts.directory, f"{name}.{suffix}").touch()
+            for path in (mounts.below(name), mounts.above(name)):
+                os.makedirs(f"{path}/inside")
+        mounts.forget("1")
+        assert {name.partition(".")[0] for name in os.listdir(mounts.directory)} == {"12"}
+
+    def test_what_has_no_state_is_a_stray_unless_it_is_about_to_get_one(self, mounts: ManualMounts) -> None:
+        mounts.write(state(id="1"))
+        for name in ("1.log", "2.log", "3.json.0a1b2c3d", "4.log", "lock"):
+            Path(mounts.directory, name).touch()
+        os.mkdir(mounts.below("5"))
+        with open(mounts.log("4"), "rb") as log:
+            fcntl.flock(log, fcntl.LOCK_SH)
+            assert mounts.strays() == ["2", "3", "5"]
+        assert mounts.strays() == ["2", "3", "4", "5"]
+        forget_gone(mounts)
+        assert os.listdir(mounts.directory) == ["lock"]
 
 
 class TestClaims:

@@ -80,8 +80,14 @@ class TestViews:
         assert view.read_only
 
     def test_an_image_of_one_layer_has_something_below(self, store: LayerStore) -> None:
-        view = native_view(store, Wanted((A,), False, None, "/below"))
+        view = native_view(store, Wanted((A,), False, None, below="/below"))
         assert view == Overlay([store.fs(A.layer), "/below"], {"metacopy": "off"})
+
+    def test_what_lies_above_and_below_encloses_the_layers(self, store: LayerStore) -> None:
+        view = native_view(store, Wanted((A, B), False, None, above="/above", below="/below"))
+        assert view == Overlay(
+            ["/above", store.fs(A.layer), store.fs(B.layer), "/below"], {"metacopy": "off"}
+        )
 
     def test_a_lazy_lower_alone_is_bound(self) -> None:
         wanted = Wanted((A,), False, None)

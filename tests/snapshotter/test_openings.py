@@ -19,6 +19,16 @@ async def test_what_is_being_opened_is_not_removed() -> None:
         assert free == {"a", "b"}
 
 
+async def test_it_is_known_what_is_being_opened() -> None:
+    openings = Openings()
+    async with openings.opening("a"):
+        async with openings.opening("a"):
+            assert openings.is_opening("a")
+        assert openings.is_opening("a")
+        assert not openings.is_opening("b")
+    assert not openings.is_opening("a")
+
+
 async def test_an_opening_waits_for_the_removal_of_its_blob_alone() -> None:
     openings = Openings()
     order: list[str] = []
