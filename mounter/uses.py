@@ -93,6 +93,14 @@ def release_unused(root: str) -> None:
         release_unused_meta(root, layer)
 
 
+def forget_unused(root: str) -> None:
+    """Remove the lock files that nobody holds, which processes left that were killed. Raises OSError."""
+    with suppress(FileNotFoundError):
+        for name in os.listdir(os.path.join(root, "uses")):
+            with unused(root, name):
+                continue
+
+
 def _lock(root: str, name: str, operation: int) -> int:
     """The locked file's descriptor. A holder may unlink the file, so it is looked at again."""
     path = _path(root, name)
