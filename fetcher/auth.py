@@ -94,6 +94,9 @@ class _TokenAnswer(msgspec.Struct, frozen=True):
     expires_in: float | None = None
 
 
+_ANSWERS: Final = msgspec.json.Decoder(_TokenAnswer)
+
+
 class Authenticator:
     """Keeps what each registry asked for and granted; safe to use from many tasks."""
 
@@ -160,7 +163,7 @@ class Authenticator:
         finally:
             await close_body(response, blocks)
         try:
-            answer = msgspec.json.decode(body, type=_TokenAnswer)
+            answer = _ANSWERS.decode(body)
         except msgspec.DecodeError as error:
             raise subject.protocol_error(f"the token service {request.url.host} gives no token") from error
         token = answer.token or answer.access_token

@@ -58,9 +58,15 @@ class _Config(
     creds_store: str | None = None
 
 
+_CONFIGS: Final = msgspec.json.Decoder(_Config)
+
+
 class _HelperAnswer(msgspec.Struct, frozen=True, rename="pascal"):
     username: str = ""
     secret: str = ""
+
+
+_HELPER_ANSWERS: Final = msgspec.json.Decoder(_HelperAnswer)
 
 
 class CredentialStore:
@@ -98,7 +104,7 @@ class CredentialStore:
                 stat = os.fstat(file.fileno())
                 stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
                 if stamp != self._stamp:
-                    self._config = msgspec.json.decode(file.read(), type=_Config)
+                    self._config = _CONFIGS.decode(file.read())
                     self._stamp = stamp
         except FileNotFoundError:
             self._config, self._stamp = _Config(), None
@@ -160,7 +166,7 @@ async def _ask_helper(name: str, server: str) -> Credential | None:
             log.warning("credential_helper_failed", helper=program, server=server, status=result.returncode)
         return None
     try:
-        answer = msgspec.json.decode(result.stdout, type=_HelperAnswer)
+        answer = _HELPER_ANSWERS.decode(result.stdout)
     except msgspec.DecodeError:
         log.warning("credential_helper_failed", helper=program, server=server, error="its answer is no JSON")
         return None

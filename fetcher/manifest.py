@@ -186,6 +186,9 @@ class _WirePlatform(msgspec.Struct, frozen=True):
     variant: str = ""
 
 
+_PLATFORMS: Final = msgspec.json.Decoder(_WirePlatform)
+
+
 class _WireDescriptor(msgspec.Struct, frozen=True, rename="camel"):
     digest: str
     size: Annotated[int, msgspec.Meta(ge=0)]
@@ -199,8 +202,14 @@ class _WireManifest(msgspec.Struct, frozen=True):
     layers: list[_WireDescriptor]
 
 
+_MANIFESTS: Final = msgspec.json.Decoder(_WireManifest)
+
+
 class _WireIndex(msgspec.Struct, frozen=True):
     manifests: list[_WireDescriptor]
+
+
+_INDEXES: Final = msgspec.json.Decoder(_WireIndex)
 
 
 class _WireType(msgspec.Struct, frozen=True, rename="camel"):
@@ -210,6 +219,9 @@ class _WireType(msgspec.Struct, frozen=True, rename="camel"):
     layers: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+_TYPES: Final = msgspec.json.Decoder(_WireType)
+
+
 def document_type(data: bytes, content_type: str) -> str:
     """The media type of an index or a manifest: its own word first, then the server's.
 
@@ -217,7 +229,7 @@ def document_type(data: bytes, content_type: str) -> str:
     and for what could be taken for both (CVE-2021-41190).
     """
     try:
-        wire = msgspec.json.decode(data, type=_WireType)
+        wire = _TYPES.decode(data)
     except _UNDECODABLE as error:
         raise FormatError(f"not a manifest: {error}") from error
     if wire.manifests is not msgspec.UNSET and wire.layers is not msgspec.UNSET:
@@ -235,7 +247,7 @@ def document_type(data: bytes, content_type: str) -> str:
 def parse_manifest(data: bytes) -> Manifest:
     """Raises FormatError."""
     try:
-        wire = msgspec.json.decode(data, type=_WireManifest)
+        wire = _MANIFESTS.decode(data)
         layers = tuple(LayerDescriptor(*_fields(layer)) for layer in wire.layers)
         return Manifest(Descriptor(*_fields(wire.config)), layers)
     except (*_UNDECODABLE, InvalidReference) as error:
@@ -245,7 +257,7 @@ def parse_manifest(data: bytes) -> Manifest:
 def parse_index(data: bytes, *, types: Collection[str] = MANIFEST_TYPES) -> list[IndexEntry]:
     """What an index lists of `types`, by default images, in its order; raises FormatError."""
     try:
-        wire = msgspec.json.decode(data, type=_WireIndex)
+        wire = _INDEXES.decode(data)
         return [
             IndexEntry(Descriptor(*_fields(entry)), _platform(entry.platform))
             for entry in wire.manifests
@@ -263,10 +275,13 @@ class _WireConfig(msgspec.Struct, frozen=True):
     rootfs: _WireRootFs
 
 
+_CONFIGS: Final = msgspec.json.Decoder(_WireConfig)
+
+
 def parse_config_platform(config: bytes) -> Platform | None:
     """What an image is for by its config; None where that does not say. Raises FormatError."""
     try:
-        return _platform(msgspec.json.decode(config, type=_WirePlatform))
+        return _platform(_PLATFORMS.decode(config))
     except _UNDECODABLE as error:
         raise FormatError(f"no image config: {error}") from error
 
@@ -277,7 +292,7 @@ def parse_diff_ids(config: bytes) -> tuple[str, ...]:
     Raises FormatError.
     """
     try:
-        return tuple(map(parse_digest, msgspec.json.decode(config, type=_WireConfig).rootfs.diff_ids))
+        return tuple(map(parse_digest, _CONFIGS.decode(config).rootfs.diff_ids))
     except (*_UNDECODABLE, InvalidReference) as error:
         raise FormatError(f"no config that a container can be made of: {error}") from error
 

@@ -191,11 +191,14 @@ class _RawIndex(msgspec.Struct):
     manifests: list[dict[str, object]]
 
 
+_RAW_INDEXES: Final = msgspec.json.Decoder(_RawIndex)
+
+
 def _index_of(data: bytes, digests: Collection[str]) -> Document:
     """An index of those entries of an index.json, without the names that they have there."""
     manifests = []
     left = set(digests)
-    for entry in msgspec.json.decode(data, type=_RawIndex).manifests:
+    for entry in _RAW_INDEXES.decode(data).manifests:
         if entry["digest"] in left:
             left.remove(str(entry["digest"]))
             annotations = entry.pop("annotations", None)

@@ -19,6 +19,7 @@ from typing import Annotated, Final
 import msgspec
 
 from fetcher.errors import FormatError
+from fetcher.typed import Converter
 
 VERSION: Final = 1
 FILES_LIMIT: Final = 100_000
@@ -70,6 +71,10 @@ class Record(msgspec.Struct, frozen=True):
     files: tuple[OpenedFile, ...]
 
 
+_HEADERS: Final = Converter(Header)
+_OPENED_FILES: Final = Converter(OpenedFile)
+
+
 def parse_record(data: bytes, *, name: str) -> Record:
     """Read a record's bytes; `name` is what errors call it.
 
@@ -84,7 +89,7 @@ def parse_record(data: bytes, *, name: str) -> Record:
     if len(lines) - 1 > FILES_LIMIT:
         raise FormatError(f"{name}: a record of {len(lines) - 1} files; at most {FILES_LIMIT} are read")
     try:
-        header = msgspec.convert(json.loads(lines[0]), Header)
+        header = _HEADERS.convert(json.loads(lines[0]))
     except (ValueError, msgspec.ValidationError) as error:
         raise FormatError(f"{name}: no record: its first line is no header ({error})") from error
     if header.layergate_record != VERSION:
@@ -95,7 +100,7 @@ def parse_record(data: bytes, *, name: str) -> Record:
     for number, line in enumerate(lines[1:], start=2):
         if line.strip():
             try:
-                file = _checked(msgspec.convert(json.loads(line), OpenedFile))
+                file = _checked(_OPENED_FILES.convert(json.loads(line)))
             except (ValueError, msgspec.ValidationError) as error:
                 raise FormatError(f"{name}, line {number}: {error}") from error
             known = files.get(file.path)

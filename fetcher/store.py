@@ -71,6 +71,9 @@ class LayerRecord(msgspec.Struct, frozen=True):
     images: list[str] = []
 
 
+_RECORDS: Final = msgspec.json.Decoder(LayerRecord)
+
+
 class Shape(msgspec.Struct, frozen=True):
     """What of a layer depends on the layers below it: an unpacker would look there.
 
@@ -81,6 +84,9 @@ class Shape(msgspec.Struct, frozen=True):
 
     implied: list[str] | None
     whiteouts: bool
+
+
+_SHAPES: Final = msgspec.json.Decoder(Shape)
 
 
 _IMPLIED_LIMIT: Final = 1000
@@ -188,7 +194,7 @@ class LayerStore:
         """The layer's record; raises StoreError if it cannot be read, FormatError if it is damaged."""
         data = self._read(layer, "layer.json")
         try:
-            return msgspec.json.decode(data, type=LayerRecord)
+            return _RECORDS.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             path = os.path.join(self.directory(layer), "layer.json")
             raise FormatError(f"{path} is damaged ({error}); remove its directory to fetch anew") from error
@@ -212,7 +218,7 @@ class LayerStore:
     def shape(self, layer: str) -> Shape:
         """What `keep_shape` kept, else what the layer's tree says. Raises as `tree` does."""
         try:
-            return msgspec.json.decode(self._read(layer, "shape"), type=Shape)
+            return _SHAPES.decode(self._read(layer, "shape"))
         except (StoreError, msgspec.DecodeError):
             return shape_of(self.tree(layer))
 

@@ -21,6 +21,7 @@ import msgspec
 from fetcher.errors import FormatError, InvalidToc, VerificationError
 from fetcher.footer import SKIPPABLE, SKIPPABLE_HEADER
 from fetcher.inflate import MemberInflater, inflate
+from fetcher.typed import Converter
 
 TOC_NAME: Final = "stargz.index.json"
 TOC_LIMIT: Final = 256 << 20
@@ -70,7 +71,8 @@ class _Document(msgspec.Struct):
     """Go writes an empty list as null."""
 
 
-_decoder = msgspec.json.Decoder(_Document)
+_DECODER: Final = msgspec.json.Decoder(_Document)
+_CONVERTER: Final = Converter(_Document)
 
 
 def unpack_toc(member: bytes) -> TocBytes:
@@ -154,12 +156,12 @@ def parse_toc(toc: TocBytes) -> Toc:
 def _decode(json: bytes) -> _Document:
     """Names need not be UTF-8: bytes that are none come as lone surrogates, as `os.fsdecode` has them."""
     try:
-        return _decoder.decode(json)
+        return _DECODER.decode(json)
     except msgspec.DecodeError as error:
         if "surrogate" not in str(error) or len(json) > _SURROGATES_LIMIT:
             raise
     try:
-        document = msgspec.convert(loads(json), _Document)
+        document = _CONVERTER.convert(loads(json))
         for entry in document.entries or []:
             entry.name, entry.link_name = _canonical(entry.name), _canonical(entry.link_name)
             if entry.xattrs:

@@ -35,6 +35,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -84,6 +85,9 @@ class _Record(msgspec.Struct, frozen=True):
 
     generation: str
     parts: list[dict[str, str]]
+
+
+_RECORDS: Final = msgspec.json.Decoder(_Record)
 
 
 def lazy_id(parts: Sequence[Part], generation: str) -> str:
@@ -238,7 +242,7 @@ def _record(parts: Sequence[Part], generation: str) -> _Record:
 def _read(root: str, lazy: str, suffix: str) -> LazyLower:
     path = lazy_path(root, lazy)
     with open(f"{path}{suffix}", "rb") as file:
-        record = msgspec.json.decode(file.read(), type=_Record)
+        record = _RECORDS.decode(file.read())
     parts = tuple(
         Meta(part["layer"]) if "layer" in part else Directory(part["path"]) for part in record.parts
     )

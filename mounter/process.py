@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import fcntl
 import os
 import secrets
@@ -329,6 +330,7 @@ def serve(
     os.chdir("/")
     log_file = LogFile(os.path.join(root, "mounter.log"), settings.log_limit)
     configure_logs("info", stream=log_file)
+    faulthandler.enable()  # to standard error, which is the log by now
     spare_from_oom()
     allow_many_files()
     sys.setswitchinterval(_SWITCH_SECONDS)

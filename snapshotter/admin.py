@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import msgspec
@@ -19,6 +19,7 @@ from snapshotter.proto import admin_pb2 as pb
 from snapshotter.proto.admin_pb2_grpc import AdminServicer, add_AdminServicer_to_server
 from snapshotter.status import StatusReader
 
+_SELECTIONS: Final = msgspec.json.Decoder(Selection)
 _Context = grpc.aio.ServicerContext[Any, Any]  # its messages differ from call to call
 
 
@@ -59,7 +60,7 @@ class AdminService(AdminServicer):
     async def CacheClean(self, request: pb.CacheCleanRequest, context: _Context) -> pb.CacheCleanReply:  # noqa: N802
         """Remove layers, or say which would be; the report as JSON."""
         async with self._cache_of(request.root, context) as cache:
-            selection = msgspec.json.decode(request.selection_json, type=Selection)
+            selection = _SELECTIONS.decode(request.selection_json)
             report = await cache.clean(selection, dry_run=request.dry_run)
             return pb.CacheCleanReply(json=msgspec.json.encode(report))
 

@@ -56,6 +56,9 @@ class _Request(msgspec.Struct, frozen=True):
     encoding: str
 
 
+_REQUESTS: Final = msgspec.json.Decoder(_Request)
+
+
 @asynccontextmanager
 async def serve_commands(address: str) -> AsyncIterator[None]:
     """Take commands inside the block. Where that cannot be, they run in processes of their own as ever."""
@@ -112,7 +115,7 @@ def _run(connection: socket.socket) -> None:
     connection.settimeout(_REQUEST_SECONDS)
     data, files, _, _ = socket.recv_fds(connection, _REQUEST_LIMIT, _FILES)
     try:
-        request = msgspec.json.decode(data, type=_Request)
+        request = _REQUESTS.decode(data)
     except msgspec.DecodeError:  # of another version
         return
     if request.version != VERSION or len(files) != _FILES:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import tomllib
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from fetcher.settings import RegistryHost, RegistrySettings
+from fetcher.typed import Converter
 from mounter.settings import MounterSettings
 from snapshotter.cache.quantities import parse_duration, parse_share, parse_size
 from snapshotter.defaults import DEFAULT_CONFIG
@@ -124,6 +125,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+_CONFIGS: Final = Converter(Config)
+
+
 def load_config(path: str | None) -> Config:
     """Read the file at `path`; without one, DEFAULT_CONFIG if it exists, else the defaults.
 
@@ -140,7 +144,7 @@ def load_config(path: str | None) -> Config:
             raise ConfigError(f"{path}: registries are configured in [registry.HOST], not in [mounter]")
         if "record" in values.get("mounter", {}):
             raise ConfigError(f"{path}: records are configured in [record], not in [mounter]")
-        return msgspec.convert(values, Config)
+        return _CONFIGS.convert(values)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 from collections import Counter
@@ -47,6 +48,7 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
     """
     config = load_config(config_path)
     configure_logs(level or config.log.level)
+    faulthandler.enable()
     store = LayerStore(root)
     store.create_directories()
     requests: Counter[str] = Counter()

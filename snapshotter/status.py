@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 from anyio import to_thread
@@ -85,6 +85,10 @@ class Status(msgspec.Struct, frozen=True):
     fetched_bytes: FetchedBytes
     requests: dict[str, int]
     mounter: MounterProcess | None
+
+
+STATUSES: Final = msgspec.json.Decoder(Status)
+"""Decodes the JSON of a Status."""
 
 
 def _on_demand(counters: Counters, latency: Latency) -> OnDemandStatus:

@@ -42,6 +42,9 @@ class _Saved(msgspec.Struct, frozen=True, rename="pascal"):
     repo_tags: list[str] | None = None
 
 
+_INDEXES: Final = msgspec.json.Decoder(list[_Saved])
+
+
 class DockerArchive:
     """The image `name` of an archive, or the only one: `@N` is the one at N, from 0 on.
 
@@ -76,7 +79,7 @@ class DockerArchive:
     def _choose(self, name: str | None) -> _Saved:
         path = self._index.path
         try:
-            images = msgspec.json.decode(self._index.read(MANIFEST_NAME, DOCUMENT_LIMIT), type=list[_Saved])
+            images = _INDEXES.decode(self._index.read(MANIFEST_NAME, DOCUMENT_LIMIT))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise FormatError(f"{path}: its {MANIFEST_NAME} is not docker's: {error}") from error
         if not images:

@@ -19,6 +19,8 @@ _ANSWER_SECONDS: Final = 3600.0
 """To delete a hundred thousand files may take minutes."""
 _NOT_OURS: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
 """Nobody listens, or serves another root."""
+_INVENTORIES: Final = msgspec.json.Decoder(Inventory)
+_REPORTS: Final = msgspec.json.Decoder(CleanReport)
 
 T = TypeVar("T", Inventory, CleanReport)
 
@@ -39,7 +41,7 @@ class NodeCache:
         return self._ask(
             lambda stub: stub.CacheInventory(request, timeout=_ANSWER_SECONDS).json,
             lambda cache: cache.inventory(),
-            Inventory,
+            _INVENTORIES,
         )
 
     def clean(self, selection: Selection, *, dry_run: bool) -> CleanReport:
@@ -50,17 +52,20 @@ class NodeCache:
         return self._ask(
             lambda stub: stub.CacheClean(request, timeout=_ANSWER_SECONDS).json,
             lambda cache: cache.clean(selection, dry_run=dry_run),
-            CleanReport,
+            _REPORTS,
         )
 
     def _ask(
-        self, served: Callable[[AdminStub], bytes], offline: Callable[[OfflineCache], T], kind: type[T]
+        self,
+        served: Callable[[AdminStub], bytes],
+        offline: Callable[[OfflineCache], T],
+        answers: msgspec.json.Decoder[T],
     ) -> T:
         if os.path.exists(self._address):
             with grpc.insecure_channel(f"unix:{self._address}") as channel:
                 try:
                     stub = AdminStub(channel)  # type: ignore[no-untyped-call]
-                    return msgspec.json.decode(served(stub), type=kind)
+                    return answers.decode(served(stub))
                 except grpc.RpcError as error:
                     if error.code() not in _NOT_OURS:
                         raise ServeUnreachable(f"layergate serve: {error.details()}") from error

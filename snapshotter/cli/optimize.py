@@ -243,7 +243,7 @@ def _words(entrypoint: str) -> tuple[str, ...]:
     if not entrypoint.startswith("["):
         return (entrypoint,)
     try:
-        return tuple(msgspec.json.decode(entrypoint, type=list[str]))
+        return tuple(msgspec.json.Decoder(list[str]).decode(entrypoint))
     except msgspec.DecodeError as error:
         raise click.UsageError(f"--entrypoint: not a list of words in JSON: {error}") from error
 

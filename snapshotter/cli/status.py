@@ -55,11 +55,9 @@ def command(address: str, as_json: bool, watch: bool) -> None:
 
 
 def _decode(data: bytes) -> Status:
-    import msgspec
+    from snapshotter.status import STATUSES
 
-    from snapshotter.status import Status
-
-    return msgspec.json.decode(data, type=Status)
+    return STATUSES.decode(data)
 
 
 def _print(data: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from fetcher.errors import InvalidReference
@@ -15,6 +17,9 @@ from fetcher.reference import Reference, parse_reference
 
 class _Saved(msgspec.Struct, rename="pascal"):
     repo_tags: list[str] | None = None
+
+
+_INDEXES: Final = msgspec.json.Decoder(list[_Saved])
 
 
 def source_names(place: Place) -> list[Reference]:
@@ -33,7 +38,7 @@ def source_names(place: Place) -> list[Reference]:
 def _archived(index: TarIndex) -> list[str]:
     """The names of the only image of an archive."""
     if MANIFEST_NAME in index:
-        images = msgspec.json.decode(index.read(MANIFEST_NAME, DOCUMENT_LIMIT), type=list[_Saved])
+        images = _INDEXES.decode(index.read(MANIFEST_NAME, DOCUMENT_LIMIT))
         return (images[0].repo_tags or []) if len(images) == 1 else []
     entries = parse_index(index.read("index.json", DOCUMENT_LIMIT), types=INDEX_TYPES | MANIFEST_TYPES)
     if len({entry.descriptor.digest for entry in entries}) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ def mount_in_background(
 
     def run(reporter: SocketReporter) -> None:
         configure_logs(config.log.level)
+        faulthandler.enable()
         try:
             ending = anyio.run(Keeper(request, config, reporter).run)
         except Exception as error:

@@ -19,6 +19,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
 
 import msgspec
 
@@ -116,6 +117,9 @@ class MountState(msgspec.Struct, frozen=True, kw_only=True):
         return self.keeper is not None and self.keeper.runs()
 
 
+_STATES: Final = msgspec.json.Decoder(MountState)
+
+
 class ManualMounts:
     """The states below one root."""
 
@@ -193,7 +197,7 @@ class ManualMounts:
 
     def _read(self, name: str) -> MountState:
         with open(os.path.join(self.directory, name), "rb") as file:
-            return msgspec.json.decode(file.read(), type=MountState)
+            return _STATES.decode(file.read())
 
 
 def mount_namespace() -> str:

@@ -35,6 +35,7 @@ from snapshotter.optimize.spec import Workload, arguments, parse_config, runtime
 from snapshotter.optimize.unpack import Refused, Unpacked
 
 _PACKAGES: Final = os.path.dirname(os.path.dirname(os.path.abspath(snapshotter.__file__)))
+_REPLIES: Final[msgspec.json.Decoder[Unpacked | Refused]] = msgspec.json.Decoder(Unpacked | Refused)
 _SAID: Final = 300
 """Characters of a workload's last words in an error."""
 
@@ -126,7 +127,7 @@ async def unpack_layers(scratch: Scratch, layers: Sequence[str]) -> Unpacked:
         command, check=False, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}
     )
     try:
-        reply = msgspec.json.decode(done.stdout, type=Unpacked | Refused)
+        reply = _REPLIES.decode(done.stdout)
     except msgspec.DecodeError as error:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise SandboxRefused(

@@ -68,6 +68,9 @@ class ImageConfig(msgspec.Struct, frozen=True):
     rootfs: _RootFs = _RootFs()
 
 
+_CONFIGS: Final = msgspec.json.Decoder(ImageConfig)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """What to run instead of, or beside, what the image says.
@@ -85,7 +88,7 @@ class Workload:
 def parse_config(data: bytes) -> ImageConfig:
     """Raises FormatError."""
     try:
-        return msgspec.json.decode(data, type=ImageConfig)
+        return _CONFIGS.decode(data)
     except msgspec.DecodeError as error:
         raise FormatError(f"not an image's config: {error}") from error
 

@@ -154,6 +154,15 @@ def test_what_a_killed_one_left_is_cleared_away(root: str) -> None:
     assert os.listdir(os.path.join(root, "gate")) == []
 
 
+def test_one_that_crashes_says_where(root: str) -> None:
+    pid = start_mounter(root, MounterSettings(), Mode.GATE).status().pid
+    os.kill(pid, signal.SIGSEGV)
+    until(lambda: not alive(pid), "the end")
+    said = read(root, "mounter.log").decode()
+    assert "Segmentation fault" in said
+    assert "mounter/process.py" in said
+
+
 def test_settings_reach_a_running_one(node: GateNode) -> None:
     node.start(settings=MounterSettings(wait_seconds=600))
     layer = node.add([file("one", b"1")])
