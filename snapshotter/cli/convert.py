@@ -78,16 +78,16 @@ def command(
     SRC and DST
       registry.example/python:3     an image in a registry
       oci:DIR  oci:DIR:TAG          an image in an OCI layout; others in it stay
-      docker-archive:FILE           what docker save writes; DST is an OCI archive too
+      docker-archive:FILE           what docker save writes; DST is an OCI archive
       containerd:REF                an image in containerd's content store
-      ./image.tar  ./layer.tar.gz   what is in the file decides: an archive, or one layer
+      ./image.tar  ./layer.tar.gz   an archive or one layer, as is in the file
 
     \b
     Examples
       layergate convert registry.example/python:3 registry.example/python:3-lazy
-      layergate convert --all-platforms oci:/srv/images:python containerd:registry.example/python:lazy
-      layergate convert --prioritize first.txt docker-archive:python.tar oci:/srv/images:lazy
-      layergate convert --format zstd:chunked --level 12 ./layer.tar ./layer.tar.zst
+      layergate convert --all-platforms oci:DIR:python containerd:python:lazy
+      layergate convert --prioritize first.txt ./python.tar oci:DIR:lazy
+      layergate convert --format zstd:chunked ./layer.tar ./layer.tar.zst
 
     Layers pass through a scratch directory below $TMPDIR, which takes a few of them uncompressed. Sizes are
     bytes, or like 4MiB and 500KB.

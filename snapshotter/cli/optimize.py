@@ -132,11 +132,11 @@ def command(
 
     \b
     Examples
-      layergate optimize registry.example/python:3 registry.example/python:3-lazy -- python3 /srv/main.py
-      layergate optimize --wait-for 'Listening on' --period 1m oci:/srv/images:web containerd:web:lazy
+      layergate optimize oci:DIR:app registry.example/app:lazy -- python3 main.py
+      layergate optimize --wait-for Listening --period 1m oci:DIR:web oci:DIR:lazy
       layergate optimize --record-out web.jsonl oci:in:web oci:out:web
-      layergate optimize --record-in web.jsonl --record-in job.jsonl oci:in:web oci:out:web
-      layergate optimize --from-image registry.example/web:1 registry.example/web:1 oci:out:web
+      layergate optimize --record-in a.jsonl --record-in b.jsonl oci:in oci:out
+      layergate optimize --from-image registry.example/web:1 oci:in oci:out
 
     A file larger than 32 MB of which less than a quarter is read does not come first: what is needed of it
     comes faster by itself. The sandbox unpacks the image below $TMPDIR.
@@ -149,7 +149,7 @@ def command(
     3    there is no such image, file, platform or record
     4    a registry does not take our credentials
     5    a registry failed or cannot be reached
-    6    SRC or a record is damaged, or has a layer of a kind that cannot be converted
+    6    SRC or a record is damaged, or has a layer of an unknown kind
     7    the local disk refused, or is full
     8    the kernel refused a mount
     9    containerd refused, or does not answer

@@ -29,7 +29,15 @@ def command() -> None:
 @root_option
 @verbose_option
 def list_records(as_json: bool, root: str) -> int:
-    """Show the records that are here, the newest first."""
+    """Show the records that are here, the newest first.
+
+    \b
+    Examples
+      layergate record ls
+      layergate record ls --json | jq '.records[].images'
+
+    Exit codes: 0; 7 if the local disk refused.
+    """
     import json
 
     from snapshotter.records.store import RecordStore
@@ -55,6 +63,17 @@ def export_record(output: str | None, root: str, image: str) -> int:
     """Write one record of all that is known of IMAGE, for `layergate optimize --record-in`.
 
     IMAGE is a reference, a chain ID, a layer key, or the beginning of one of these two, as in `record ls`.
+
+    \b
+    Examples
+      layergate record export -o web.jsonl registry.example/web:1
+      layergate record export registry.example/web:1 | head -1
+
+    \b
+    Exit codes
+    0   written
+    3   nothing is recorded of IMAGE
+    7   the local disk refused
     """
     import sys
 
@@ -79,7 +98,15 @@ def export_record(output: str | None, root: str, image: str) -> int:
 @verbose_option
 @click.argument("images", metavar="[IMAGE]...", nargs=-1)
 def clear_records(everything: bool, root: str, images: tuple[str, ...]) -> int:
-    """Remove the records of these images, so that the next container of each is recorded anew."""
+    """Remove the records of these images, so that the next container of each is recorded anew.
+
+    \b
+    Examples
+      layergate record clear registry.example/web:1
+      layergate record clear --all
+
+    Exit codes: 0; 3 if nothing is recorded of one of them; 7 if the local disk refused.
+    """
     from snapshotter.optimize.errors import NoSuchRecord
     from snapshotter.records.store import RecordStore
 
