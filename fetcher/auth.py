@@ -164,7 +164,7 @@ class Authenticator:
             await close_body(response, blocks)
         try:
             answer = _ANSWERS.decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise subject.protocol_error(f"the token service {request.url.host} gives no token") from error
         token = answer.token or answer.access_token
         if not _TOKEN.fullmatch(token):
@@ -186,9 +186,10 @@ def _grant(subject: Subject, challenges: list[Challenge]) -> _Grant:
         realm = parameters.get("realm", "")
         try:
             url = httpx.URL(realm)
-        except httpx.InvalidURL as error:
+            host = url.host
+        except (httpx.InvalidURL, UnicodeError) as error:  # the latter for a host that IDNA does not know
             raise subject.protocol_error("the realm of its token service is no URL") from error
-        if url.scheme not in ("http", "https") or not url.host:
+        if url.scheme not in ("http", "https") or not host:
             raise subject.protocol_error("the realm of its token service is no URL")
         if subject.endpoint.scheme == "https" and url.scheme != "https":
             raise subject.protocol_error("it sends credentials to a token service without TLS: refused")

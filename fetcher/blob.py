@@ -16,7 +16,13 @@ from anyio import to_thread
 from fetcher.errors import FormatError, RegistryError, RegistryUnreachable, StoreError
 from fetcher.exchange import Answer
 from fetcher.http import Subject
-from fetcher.ranges import parse_content_range, parse_unsatisfied_range, range_header, suffix_header
+from fetcher.ranges import (
+    parse_content_range,
+    parse_length,
+    parse_unsatisfied_range,
+    range_header,
+    suffix_header,
+)
 from fetcher.reference import Reference, parse_digest
 from fetcher.registry import RegistryClient
 
@@ -135,8 +141,7 @@ class RegistryBlob:
                 "the registry ignores Range, and layers cannot be read in parts"
             )
         else:
-            length = answer.headers.get("content-length", "")
-            self._learn(int(length) if length.isdigit() else None)
+            self._learn(parse_length(answer.headers.get("content-length", "")))
         if self._size is not None and end > self._size:
             raise self._subject.protocol_error(f"it has {self._size} bytes, and no byte {end - 1}")
         return 0 if answer.status == 206 else start
@@ -165,8 +170,12 @@ class RegistryBlob:
                     size = self._suffix_size(answer, length)
                     if size is None:
                         return None
+                    left = min(length, size)
                     async for block in answer.blocks:
-                        parts.append(block)
+                        if not left:
+                            break  # more than it announced, and no telling how much more
+                        parts.append(block[:left])
+                        left -= len(parts[-1])
             except RegistryError as error:
                 if size is None or not parts:
                     await retries.wait(error)
@@ -180,9 +189,8 @@ class RegistryBlob:
 
     def _suffix_size(self, answer: Answer, length: int) -> int | None:
         if answer.status != 206:
-            size = answer.headers.get("content-length", "")
-            if answer.status == 200 and size.isdigit():
-                self._learn(int(size))
+            if answer.status == 200:
+                self._learn(parse_length(answer.headers.get("content-length", "")))
             return None
         served = parse_content_range(answer.headers.get("content-range", ""))
         if served is None:
@@ -201,11 +209,11 @@ class RegistryBlob:
         while True:
             try:
                 async with self._client.open_blob(self._reference, self._digest, method="HEAD") as answer:
-                    length = answer.headers.get("content-length", "")
-                    if not length.isdigit():
+                    length = parse_length(answer.headers.get("content-length", ""))
+                    if length is None:
                         raise self._subject.protocol_error("it does not say how large it is")
-                    self._learn(int(length))
-                    return int(length)
+                    self._learn(length)
+                    return length
             except RegistryError as error:
                 await retries.wait(error)
 

@@ -8,7 +8,6 @@ of a repr, a log line or an exception.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 import subprocess
@@ -111,7 +110,7 @@ class CredentialStore:
         except OSError as error:
             log.warning("credentials_unreadable", path=self.path, error=error.strerror)
             self._config, self._stamp = _Config(), None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             # The error gives a place or a key, never a value.
             log.warning("credentials_malformed", path=self.path, error=str(error))
             self._config, self._stamp = _Config(), stamp
@@ -137,7 +136,7 @@ def _decoded(auth: _Auth) -> Credential | None:
     if auth.auth:
         try:
             text = base64.b64decode(auth.auth, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # what it raises for letters beyond ASCII is no binascii.Error
             log.warning("credentials_malformed", error="an `auth` is not base64 of UTF-8")
             return None
         username, _, password = text.partition(":")
@@ -167,7 +166,7 @@ async def _ask_helper(name: str, server: str) -> Credential | None:
         return None
     try:
         answer = _HELPER_ANSWERS.decode(result.stdout)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         log.warning("credential_helper_failed", helper=program, server=server, error="its answer is no JSON")
         return None
     if answer.username == _IDENTITY_USER:

@@ -25,6 +25,8 @@ WriteMethod = Literal["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"]
 CountRequest = Callable[[Kind], None]
 CountBytes = Callable[[Kind, int], None]
 
+_NO_URL: Final = (httpx.InvalidURL, UnicodeError)
+"""What httpx and resolvers raise for URLs and hosts that cannot be: UnicodeError is IDNA's."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REDIRECT_LIMIT: Final = 5
 _REMEMBERED: Final = 1024
@@ -215,8 +217,13 @@ class Exchange:
     async def _send(self, subject: Subject, kind: Kind, request: httpx.Request) -> httpx.Response:
         if self._on_request is not None:
             self._on_request(kind)
-        with network_errors(subject, request.url):
-            return await self._http.send(request, stream=True)
+        try:
+            with network_errors(subject, request.url):
+                return await self._http.send(request, stream=True)
+        except _NO_URL as error:
+            # httpx looks into each Location; and that a host is none may be found when it is resolved.
+            party = subject.party(request.url)
+            raise subject.protocol_error(f"{party} is no host, or leads to what is no URL") from error
 
     async def _send_for_token(self, subject: Subject, request: httpx.Request) -> httpx.Response:
         request.headers.update(self._http.headers)
@@ -229,10 +236,11 @@ def referred_url(subject: Subject, origin: httpx.URL, headers: httpx.Headers) ->
     location = headers.get("location", "")
     try:
         url = origin.join(location)
-    except httpx.InvalidURL as error:
+        host = url.host
+    except _NO_URL as error:
         raise subject.protocol_error(f"{subject.party(origin)} redirects to what is no URL") from error
-    if not location or url.scheme not in ("http", "https") or not url.host:
+    if not location or url.scheme not in ("http", "https") or not host:
         raise subject.protocol_error(f"{subject.party(origin)} redirects to what is no HTTP URL")
     if "https" in (origin.scheme, subject.endpoint.scheme) and url.scheme != "https":
-        raise subject.protocol_error(f"{subject.party(origin)} redirects to {url.host} without TLS: refused")
+        raise subject.protocol_error(f"{subject.party(origin)} redirects to {host} without TLS: refused")
     return url.copy_with(username="", password="")

@@ -20,8 +20,17 @@ from typing import Final, Protocol
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
-_NEEDS_QUOTES: Final = re.compile(r'[\s"=\\\x00-\x1f\x7f]')
-_ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_NEEDS_QUOTES: Final = re.compile(r'[\s"=\\\x00-\x1f\x7f-\x9f]')
+# All that a terminal may take for a command: names come from images.
+_ESCAPES: Final = {chr(code): f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
+    "\u2028": "\\u2028",
+    "\u2029": "\\u2029",
+    '"': '\\"',
+    "\\": "\\\\",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+}
 
 
 class Stream(Protocol):

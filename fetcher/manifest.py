@@ -46,6 +46,7 @@ _DEFAULT_VARIANTS: Final = {"amd64": "v1", "arm64": "v8", "arm": "v7"}
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding JSON raises: no JSON or of another shape, a text that is no UTF-8, nested without end."""
 _WORD: Final = re.compile(r"[a-z0-9_.-]+")
+_LEVEL: Final = re.compile(r"v?([0-9]{1,9})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,8 @@ class Platform:
 
 
 def _level(variant: str) -> int | None:
-    digits = variant.removeprefix("v")
-    return int(digits) if digits.isascii() and digits.isdigit() else None
+    found = _LEVEL.fullmatch(variant)
+    return None if found is None else int(found[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ a TOC larger than the guess costs a second one.
 
 from __future__ import annotations
 
+import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -13,16 +15,20 @@ from typing import Final
 from anyio import to_thread
 
 from fetcher.blob import Blob
-from fetcher.errors import InvalidToc, StoreError
+from fetcher.errors import FetchError, InvalidToc, StoreError
 from fetcher.footer import LONGEST_FOOTER, ZSTD_MAGICS, parse_footer
 from fetcher.progress import Field
 from fetcher.store import LayerRecord, LayerStore, Source
-from fetcher.toc import TOC_LIMIT, TocBytes, toc_digest, toc_json, unpack_toc, verified_toc
+from fetcher.toc import TocBytes, toc_digest, toc_json, unpack_toc, verified_toc
 
 _SMALLEST_TAIL: Final = 32 << 10
 _LARGEST_TAIL: Final = 4 << 20
 _TAIL_SHARE: Final = 64
 """The guess: TOCs of real images take 0.7 to 1.2 % of the blob, so ask for its last 64th."""
+_COMPRESSED_LIMIT: Final = 64 << 20
+"""Bytes of a TOC as it comes: half of one are digests, so of TOC_LIMIT no more than that is left."""
+_unpacking: Final = threading.BoundedSemaphore(os.cpu_count() or 1)
+"""A TOC of a few KB may unpack to TOC_LIMIT: no more of them at a time than there are processors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,7 @@ async def fetch_toc(blob: Blob, *, size: int | None, promised: str | None) -> Fe
     footer = parse_footer(tail[-LONGEST_FOOTER:], blob_size=size)
     fetched = len(tail)
     start, end = size - len(tail), size - footer.size
-    if end - footer.toc_offset > TOC_LIMIT:
+    if end - footer.toc_offset > _COMPRESSED_LIMIT:
         raise InvalidToc(f"the table of contents has {end - footer.toc_offset} bytes even compressed")
     if footer.toc_offset < start:
         head = await blob.read(footer.toc_offset, min(start, end))
@@ -96,4 +102,11 @@ async def fetch_toc(blob: Blob, *, size: int | None, promised: str | None) -> Fe
 
 
 def _verified(member: bytes, promised: str | None) -> TocBytes:
-    return verified_toc(unpack_toc(member), promised)
+    with _unpacking:
+        try:
+            return verified_toc(unpack_toc(member), promised)
+        except FetchError as error:
+            refusal = error
+    # The frames of its traceback would keep what was unpacked for as long as somebody has the error.
+    refusal.__cause__ = refusal.__context__ = None
+    raise refusal.with_traceback(None)

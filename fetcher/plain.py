@@ -17,7 +17,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -35,10 +35,11 @@ _FORMATS: Final = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.
 class PlainFile:
     """One regular file being written; nobody sees it before `commit`. Close it in any case."""
 
-    __slots__ = ("_directory", "fd", "missing", "node")
+    __slots__ = ("_directory", "_reached", "fd", "missing", "node")
 
-    def __init__(self, directory: str, node: Node) -> None:
+    def __init__(self, directory: str, node: Node, reached: set[str]) -> None:
         self._directory = directory
+        self._reached = reached
         self.node = node
         self.missing = node.size
         # Not `with _refusals`, here and below: entering it three times a file costs a tenth of writing it.
@@ -61,10 +62,14 @@ class PlainFile:
         """Give the file its attributes and its name; False if another writer was first."""
         try:
             set_attributes(self.fd, self.node)
+            parent = self.node.path.rpartition("/")[0]
             try:
+                if parent not in self._reached:
+                    self._reach(parent)
                 self._link()
             except FileNotFoundError:
-                self._make_parents()
+                self._reached.clear()
+                self._reach(parent)
                 self._link()
         except FileExistsError:
             return False
@@ -77,14 +82,18 @@ class PlainFile:
         path = f"{self._directory}/{self.node.path}"
         os.link(f"/proc/self/fd/{self.fd}", path, src_dir_fd=self.fd, follow_symlinks=True)
 
-    def _make_parents(self) -> None:
-        """Make the directories that lead to the file, but not the layer's own: that may have been removed."""
-        path = self.node.path
-        end = path.find("/")
-        while end >= 0:
-            with suppress(FileExistsError):
-                os.mkdir(f"{self._directory}/{path[:end]}", 0o755)
-            end = path.find("/", end + 1)
+    def _reach(self, parent: str) -> None:
+        """Make the directories that lead to the file, but not the layer's own: that may have been removed.
+
+        None of them may be a symlink, or the file would come to lie elsewhere; those that are known to be
+        directories are kept in mind, for nobody replaces one.
+        """
+        path = ""
+        for name in parent.split("/") if parent else ():
+            path = f"{path}/{name}" if path else name
+            if path not in self._reached:
+                make_directory(f"{self._directory}/{path}")
+                self._reached.add(path)
 
     def close(self) -> None:
         """Give up the descriptor; without `commit` the bytes are gone."""
@@ -97,6 +106,8 @@ class PlainLayer:
     def __init__(self, directory: str, tree: LayerTree) -> None:
         self.directory = directory
         self.tree = tree
+        self._reached = {""}
+        """Directories that were seen to be directories, and no symlinks to others."""
 
     def path(self, node: Node) -> str:
         """Where the node's file is, or will be."""
@@ -108,7 +119,7 @@ class PlainLayer:
 
     def create(self, node: Node) -> PlainFile:
         """Start writing a regular file; raises StoreError if the disk refuses."""
-        return PlainFile(self.directory, node)
+        return PlainFile(self.directory, node, self._reached)
 
     def write(self, node: Node, data: bytes | memoryview) -> bool:
         """Write a whole file of verified bytes; False if it was here already."""
@@ -124,10 +135,7 @@ class PlainLayer:
         with _refusals(self.directory):
             for path, node in self.tree.nodes.items():
                 if node.kind is Kind.DIRECTORY:
-                    try:
-                        os.mkdir(os.path.join(self.directory, path), 0o755)
-                    except FileExistsError:
-                        continue
+                    make_directory(os.path.join(self.directory, path))
 
     def drop_unverified(self) -> int:
         """Remove each file here whose content or size is not what its chunks promise; how many."""
@@ -210,6 +218,16 @@ class PlainLayer:
                 raise StoreError(f"cannot sync {self.directory}: {os.strerror(number)}", errno=number)
         finally:
             os.close(fd)
+
+
+def make_directory(path: str) -> None:
+    """Make a directory if it is not there. Raises OSError; ENOTDIR where a symlink or a file is instead."""
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            reason = "something else is in a directory's place"
+            raise NotADirectoryError(errno.ENOTDIR, reason, path) from None
 
 
 @contextmanager

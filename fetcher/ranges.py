@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _SATISFIED: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]{1,18})")
 
 
@@ -49,3 +50,8 @@ def parse_unsatisfied_range(text: str) -> int | None:
     """The whole's size as a 416 gives it in Content-Range; None if it does not."""
     match = _UNSATISFIED.fullmatch(text)
     return None if match is None else int(match[1])
+
+
+def parse_length(text: str) -> int | None:
+    """The bytes that a Content-Length announces; None if it does not."""
+    return int(text) if _LENGTH.fullmatch(text) else None

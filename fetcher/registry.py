@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
 
@@ -81,6 +82,7 @@ class RegistryClient:
             follow_redirects=False,
             timeout=httpx.Timeout(settings.read_timeout_seconds, connect=settings.connect_timeout_seconds),
             headers={"User-Agent": f"layergate/{VERSION}", "Accept": "*/*", "Accept-Encoding": "identity"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept ones would grow without bound
         )
         self._exchange = Exchange(self._http, credentials, on_request=on_request, on_bytes=on_bytes)
 

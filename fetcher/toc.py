@@ -29,6 +29,13 @@ TOC_LIMIT: Final = 256 << 20
 
 _SURROGATES_LIMIT: Final = 32 << 20
 """Bytes of a TOC with names that are not UTF-8: the decoder that takes them needs ten times the memory."""
+
+ENTRY_LIMIT: Final = 1 << 20
+"""Entries of a TOC. A tree takes about 1.3 KB for each; in a TOC one may take 22 bytes."""
+_LEAST_ENTRY: Final = len('{"name":"","type":""},')
+_STRING_LIMIT: Final = 16 * ENTRY_LIMIT
+"""Strings of a TOC, keys included: an entry of an ordinary one has 15 to 20."""
+
 _TAR_BLOCK = 512
 _ZSTD_FRAME = b"\x28\xb5\x2f\xfd"
 
@@ -143,9 +150,15 @@ def verify_toc(toc: TocBytes, expected: str) -> None:
 
 
 def parse_toc(toc: TocBytes) -> Toc:
-    """Decode a TOC; raises InvalidToc where it is not JSON of the specified shape or version."""
+    """Decode a TOC; raises InvalidToc where it is not JSON of the specified shape or version, or too much."""
+    json = toc_json(toc)
+    # Each entry has a brace and each string two quotes, so counting those bounds what decoding will take.
+    if len(json) > _LEAST_ENTRY * ENTRY_LIMIT and (
+        json.count(b"{") > ENTRY_LIMIT or json.count(b'"') > 2 * _STRING_LIMIT
+    ):
+        raise InvalidToc(f"the table of contents has more than the {ENTRY_LIMIT} entries that are allowed")
     try:
-        document = _decode(toc_json(toc))
+        document = _decode(json)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidToc(f"the table of contents cannot be decoded: {error}") from error
     if document.version != 1:

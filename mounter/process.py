@@ -39,6 +39,7 @@ from fetcher.logs import configure_logs, get_logger
 from fetcher.store import LayerStore
 from fetcher.version import VERSION
 from mounter.blobs import Blobs
+from mounter.capabilities import MOUNTER, keep_capabilities
 from mounter.control import (
     PROTOCOL,
     Configure,
@@ -237,12 +238,18 @@ class MounterProcess:
             await self._ondemand.layers.get(layer)
         except FetchError as error:
             log.warning("not_warmed", layer=layer, error=str(error))
+        except Exception:
+            # A defect met by one layer must not take the mount away from every container.
+            log.exception("not_warmed", layer=layer)
 
     async def _connect(self, layer: str) -> None:
         try:
             await self._blobs.connect(await to_thread.run_sync(LayerStore(self.root).record, layer))
         except FetchError as error:  # whoever needs it will say so more loudly
             log.info("not_connected", layer=layer, error=str(error))
+        except Exception:
+            # As above; and a registry has much to say that nobody foresaw.
+            log.exception("not_connected", layer=layer)
 
     def _configure(self, settings: MounterSettings) -> None:
         self._settings = settings
@@ -333,6 +340,7 @@ def serve(
     faulthandler.enable()  # to standard error, which is the log by now
     spare_from_oom()
     allow_many_files()
+    keep_capabilities(MOUNTER)
     sys.setswitchinterval(_SWITCH_SECONDS)
     process = MounterProcess(root, mode, settings, log_file=log_file, open_blob=open_blob)
     anyio.run(process.run, ready, backend="trio")

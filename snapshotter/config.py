@@ -140,14 +140,15 @@ def load_config(path: str | None) -> Config:
     try:
         with open(path, "rb") as file:
             values = tomllib.load(file)
-        if "registry" in values.get("mounter", {}):
+        mounter = values.get("mounter")
+        if isinstance(mounter, dict) and "registry" in mounter:
             raise ConfigError(f"{path}: registries are configured in [registry.HOST], not in [mounter]")
-        if "record" in values.get("mounter", {}):
+        if isinstance(mounter, dict) and "record" in mounter:
             raise ConfigError(f"{path}: records are configured in [record], not in [mounter]")
         return _CONFIGS.convert(values)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:  # also numbers and tables that Python sets a limit to
+        raise ConfigError(f"{path} is not TOML: {error}") from error

@@ -121,7 +121,7 @@ class _Parser:
         if operator is Operator.MATCHES:
             try:
                 re.compile(value)
-            except re.error as error:
+            except (re.error, ValueError, OverflowError, RecursionError) as error:
                 raise self._error(f"the regular expression {value!r} does not compile: {error}") from error
         return Selector(tuple(fieldpath), operator, value)
 

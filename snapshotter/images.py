@@ -244,6 +244,10 @@ class Images:
         except FetchError as error:
             log.warning("layer_not_opened", digest=digest, image=image, error=str(error))
             opening.failure = error
+        except Exception as defect:
+            # A defect met by one layer must not end serve: it is unpacked the ordinary way.
+            log.exception("layer_not_opened", digest=digest, image=image)
+            opening.failure = FetchError(f"{image}: {digest}: {defect!r}")
         finally:
             opening.done.set()
             del self._openings[digest, toc_digest]
