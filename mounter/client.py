@@ -92,7 +92,7 @@ class Mounter:
             raise MounterUnreachable(f"the mounter of {self.root} ended before it answered")
         try:
             reply = decode_reply(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise MounterRefused(f"the mounter of {self.root} speaks another protocol: {error}") from error
         if isinstance(reply, Failed):
             raise MounterRefused(reply.message)

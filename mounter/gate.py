@@ -228,8 +228,12 @@ def directory_attributes(inode: int) -> pyfuse3.EntryAttributes:
 
 
 def root_attributes() -> pyfuse3.EntryAttributes:
-    """The mount's root; not kept by the kernel, so that a stat of it tells whether anybody is there."""
+    """The mount's root; not kept by the kernel, so that a stat of it tells whether anybody is there.
+
+    Only root may enter. Those who have an overlay on the gate do not come this way: overlayfs does, as root.
+    """
     attributes = directory_attributes(pyfuse3.ROOT_INODE)
+    attributes.st_mode = stat.S_IFDIR | 0o700
     attributes.attr_timeout = 0
     return attributes
 

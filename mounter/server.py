@@ -81,7 +81,7 @@ class ControlServer:
     async def _reply(self, line: bytes) -> Reply:
         try:
             return await self._answer(decode_request(line))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return Failed(f"not a request of protocol {PROTOCOL}: {error}")
         except (FetchError, MounterError, OSError) as error:
             return Failed(str(error))

@@ -68,7 +68,8 @@ class Waits:
             self._append(layer, images[layer], waits)
 
     def _append(self, layer: str, images: list[str], waits: list[tuple[float, str, Range | None]]) -> None:
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        for directory in (os.path.dirname(self._directory), self._directory):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
         path = os.path.join(self._directory, f"{layer}.jsonl")
         header = _header(path)
         lines = []

@@ -309,6 +309,7 @@ class Metadata:
                 "install that version again",
                 path=self.path,
             )
+        os.chmod(self.path, 0o600)  # the log gets the file's mode when it is made
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")
         execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
@@ -321,7 +322,6 @@ class Metadata:
                 execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         if (verdict := execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise MetadataCorrupt(f"damaged ({verdict}): {_ADVICE}", path=self.path)
-        os.chmod(self.path, 0o600)
 
     def _write_labels(self, snapshot_id: int, labels: Mapping[str, str]) -> None:
         # As in containerd's own stores, a label without a value is no label.
