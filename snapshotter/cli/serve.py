@@ -47,6 +47,10 @@ def command(root: str, address: str, config_path: str | None, log_level: str | N
 
     import anyio
 
+    from mounter.capabilities import SERVE, keep_capabilities
+
+    keep_capabilities(SERVE)  # before what follows may start a thread
+
     from snapshotter.errors import SocketUnusable
     from snapshotter.serve import serve
 
