@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
+from typing import Final
 
+import msgspec
 import pytest
 
 from snapshotter.config import Config, load_config
 from snapshotter.errors import ConfigError
+
+REPOSITORY: Final = Path(__file__).parents[2]
 
 
 def _load(tmp_path: Path, text: str) -> Config:
@@ -81,3 +86,16 @@ def test_an_error_names_file_and_key(tmp_path: Path, text: str, named: str) -> N
 def test_a_named_file_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_config(str(tmp_path / "absent.toml"))
+
+
+def test_the_documentation_has_every_key(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs/configuration.md").read_text()
+    block = text.partition("```toml\n")[2].partition("```")[0]
+    _load(tmp_path, block)
+    documented = tomllib.loads(block)
+    for section in msgspec.structs.fields(Config):
+        if section.name != "registry":
+            keys = {field.name for field in msgspec.structs.fields(section.type)}
+            # What serve passes on to the mounter from other sections.
+            passed_on = {"registry", "record"} if section.name == "mounter" else set()
+            assert set(documented[section.name]) == keys - passed_on, section.name
