@@ -114,7 +114,10 @@ class ContainerdClient:
 
     @asynccontextmanager
     async def leased(self, seconds: int) -> AsyncIterator[ContainerdClient]:
-        """A client whose results a new lease keeps, until the block ends or `seconds` have passed."""
+        """A client whose results a new lease keeps, until the block ends or `seconds` have passed.
+
+        What it kept is collected as garbage before an exception or a cancellation of the block goes on.
+        """
         lease = f"layergate-{time.time_ns()}-{secrets.token_hex(4)}"
         expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
         await self._channel.unary(
@@ -123,14 +126,16 @@ class ContainerdClient:
             leases_pb2.CreateResponse,
             action="create a lease",
         )
+        whole = False
         try:
             yield ContainerdClient(self._channel.bound(lease), patience=self._patience)
+            whole = True
         finally:
             # It expires by itself, so a failure to delete it must not hide how the block ended.
             with anyio.move_on_after(_ANSWER_LIMIT, shield=True), suppress(ContainerdError):
                 await self._channel.unary(
                     f"{_LEASES}/Delete",
-                    leases_pb2.DeleteRequest(id=lease),
+                    leases_pb2.DeleteRequest(id=lease, sync=not whole),
                     empty_pb2.Empty,
                     action="delete a lease",
                 )

@@ -216,7 +216,7 @@ class _Pull:
         try:
             yield
         except BaseException:
-            # Garbage collection would take it too, later: nothing else refers to it.
+            # One that containerd was still making is left to the garbage collection at the lease's end.
             with anyio.move_on_after(_CLEANUP_LIMIT, shield=True), suppress(ContainerdError):
                 await self._client.remove_snapshot(self._snapshotter, key)
             raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from tests.integration.harness import Containerd, Layergate, Registry, Throttle, fresh_file_system
+from tests.integration.harness import Containerd, Layergate, Registry, Throttle, fresh_file_system, mounts
 from tests.integration.image import FORMS, RealImage, real_image
 
 _BUILDING = 900
@@ -72,9 +73,15 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture
-def directory(file_system: str) -> str:
-    """A directory of this test's own, with a short path."""
-    return f"{file_system}/{next(_numbers)}"
+def directory(file_system: str) -> Iterator[str]:
+    """A directory of this test's own, with a short path.
+
+    It goes with the test: all of them together would fill the file system, and streaming would pause.
+    """
+    path = f"{file_system}/{next(_numbers)}"
+    yield path
+    if not mounts(path):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture

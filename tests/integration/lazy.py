@@ -78,7 +78,10 @@ def incomplete(layergate: Layergate) -> list[str]:
 
 def until_complete(layergate: Layergate) -> None:
     """Wait until every layer is complete."""
-    until_none(lambda: incomplete(layergate), "complete layers")
+    try:
+        until_none(lambda: incomplete(layergate), "complete layers")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; the log of serve ends with:\n{layergate.log_end()}") from error
 
 
 ONE_STREAM: Final = "[stream]\nparallel_layers = 1\n"
