@@ -30,7 +30,9 @@ from types import TracebackType
 from typing import Final, Self, cast
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from tests.faults import (
+from tests.faulty_uploads import Uploads, answer_upload
+from tests.oci import MANIFEST, Image
+from tests.registry_faults import (
     BasicLogin,
     BearerLogin,
     Drop,
@@ -46,8 +48,6 @@ from tests.faults import (
     Truncate,
     WrongBytes,
 )
-from tests.faulty_uploads import Uploads, answer_upload
-from tests.oci import MANIFEST, Image
 
 _BLOCK: Final = 64 << 10
 
@@ -72,6 +72,7 @@ class FaultyRegistry:
         """Kind, method, path with query, and headers (names in lower case) of every request."""
         self.login: BasicLogin | BearerLogin | None = None
         self.closing = threading.Event()
+        self.healed = threading.Event()
         self.uploads = Uploads()
         self._blobs: dict[str, bytes] = {}
         self._only_in: dict[str, set[str]] = {}
@@ -142,9 +143,24 @@ class FaultyRegistry:
             self._rules.append(_Rule(kind, fault, times, path))
 
     def heal(self) -> None:
-        """Forget all rules."""
+        """Forget all rules; who waits for an answer loses the connection."""
         with self._lock:
             self._rules.clear()
+            self.healed.set()
+            self.healed = threading.Event()
+
+    def down(self) -> None:
+        """Be gone, with all connections: new ones are refused until `up`."""
+        self.heal()
+        for server in (self._registry, self._storage):
+            server.stop()
+
+    def up(self) -> None:
+        """Be there again, under the same addresses."""
+        self._registry = _Server(self, storage=False, port=self._registry.server_port)
+        self._storage = _Server(self, storage=True, port=self._storage.server_port)
+        for server in (self._registry, self._storage):
+            server.start()
 
     def require(self, login: BasicLogin | BearerLogin | None) -> None:
         """Ask for authentication from now on."""
@@ -251,8 +267,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False
     block_on_close = True
 
-    def __init__(self, registry: FaultyRegistry, *, storage: bool) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, registry: FaultyRegistry, *, storage: bool, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.registry = registry
         self.storage = storage
         self._sockets: set[socket.socket] = set()
@@ -331,7 +347,9 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         fault = registry.count(kind, self.command, self.path, headers)
         if isinstance(fault, Silence):
-            registry.closing.wait()
+            healed = registry.healed
+            while not registry.closing.is_set() and not healed.wait(0.05):
+                pass
             self.close_connection = True
         elif isinstance(fault, Status | RefuseSuffix):
             extra = fault.headers if isinstance(fault, Status) else ()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qs
 
-from tests.faults import Interrupt, Kind, Silence, Status
+from tests.registry_faults import Interrupt, Kind, Silence, Status
 
 if TYPE_CHECKING:
     from tests.faulty_registry import FaultyRegistry, Handler

@@ -12,9 +12,9 @@ from fetcher.auth import Challenge, parse_challenges
 from fetcher.errors import RegistryProtocolError, RegistryUnauthorized, RegistryUnavailable
 from fetcher.logs import captured_logs
 from fetcher.reference import Reference, parse_reference
-from tests.faults import BasicLogin, BearerLogin, Status
 from tests.faulty_registry import FaultyRegistry
 from tests.fetcher.conftest import Clients, reply
+from tests.registry_faults import BasicLogin, BearerLogin, Status
 
 SECRET = "opensesame"
 DATA = b"some blob"

@@ -23,7 +23,9 @@ from fetcher.errors import (
 from fetcher.reference import parse_reference
 from fetcher.registry import RegistryClient
 from fetcher.settings import RegistrySettings
-from tests.faults import (
+from tests.faulty_registry import FaultyRegistry
+from tests.fetcher.conftest import Clients
+from tests.registry_faults import (
     Drop,
     Fault,
     IgnoreRange,
@@ -36,8 +38,6 @@ from tests.faults import (
     Truncate,
     WrongBytes,
 )
-from tests.faulty_registry import FaultyRegistry
-from tests.fetcher.conftest import Clients
 
 pytestmark = pytest.mark.anyio
 

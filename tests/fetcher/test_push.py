@@ -20,11 +20,11 @@ from fetcher.errors import (
 from fetcher.manifest import Document
 from fetcher.push import RepositoryPush
 from fetcher.reference import parse_reference
-from tests.faults import BasicLogin, BearerLogin, Interrupt, Status
 from tests.faulty_registry import FaultyRegistry
 from tests.fetcher.conftest import Clients, digest_of, reply
 from tests.fetcher.test_auth import log_in
 from tests.oci import MANIFEST
+from tests.registry_faults import BasicLogin, BearerLogin, Interrupt, Status
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ from fetcher.errors import (
 )
 from fetcher.reference import Reference, parse_reference
 from fetcher.settings import RegistryHost, RegistrySettings
-from tests.faults import Status
 from tests.faulty_registry import FaultyRegistry
 from tests.fetcher.conftest import Clients, digest_of, reply
+from tests.registry_faults import Status
 
 pytestmark = pytest.mark.anyio
 

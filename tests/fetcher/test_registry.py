@@ -24,10 +24,10 @@ from fetcher.registry import MANIFEST_LIMIT
 from fetcher.retries import LONGEST_BACKOFF, parse_retry_after
 from fetcher.settings import RegistrySettings
 from tests.estargz import Layer
-from tests.faults import Drop, Silence, Status, Truncate, WrongBytes
 from tests.faulty_registry import FaultyRegistry
 from tests.fetcher.conftest import Clients, digest_of, reply
 from tests.oci import Image, image, index
+from tests.registry_faults import Drop, Silence, Status, Truncate, WrongBytes
 
 pytestmark = pytest.mark.anyio
 

@@ -10,11 +10,11 @@ from fetcher.errors import InvalidReference, RegistryUnauthorized, RegistryUnava
 from fetcher.images.registry_destination import RegistryDestination
 from fetcher.reference import parse_reference
 from tests import oci
-from tests.faults import BearerLogin, Status
 from tests.faulty_registry import FaultyRegistry
 from tests.fetcher.conftest import Clients
 from tests.fetcher.destinations import IMAGE, OTHER, Writer
 from tests.fetcher.test_auth import log_in
+from tests.registry_faults import BearerLogin, Status
 
 pytestmark = pytest.mark.anyio
 

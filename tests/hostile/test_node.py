@@ -25,11 +25,11 @@ from mounter.mountinfo import Mount, read_mounts
 from snapshotter.containerd.labels import chain_ids
 from tests import oci
 from tests.estargz import build, chardev, dir, file, symlink
-from tests.faults import BearerLogin
 from tests.faulty_registry import FaultyRegistry
 from tests.integration.conftest import file_system
 from tests.integration.harness import LAYERGATE, CommandFailed, Container, Containerd, Layergate
 from tests.integration.node import ON_DEMAND, Node, mounts_of, program_files
+from tests.registry_faults import BearerLogin
 from tests.snapshotter.snapshots_client import mount_all, unmount
 
 __all__ = ["file_system"]

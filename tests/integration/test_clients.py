@@ -13,10 +13,10 @@ from snapshotter.containerd.labels import chain_ids
 from snapshotter.containerd.types import SnapshotInfo, SnapshotKind
 from tests import oci, trees
 from tests.estargz import Layer, build, dir, file, plain
-from tests.faults import BasicLogin
 from tests.faulty_registry import FaultyRegistry
 from tests.integration.harness import Registry
 from tests.integration.node import ON_DEMAND, Node, differences, eventually, program_files, running_node
+from tests.registry_faults import BasicLogin
 
 pytestmark = pytest.mark.containerd
 

@@ -16,10 +16,10 @@ import pytest
 
 from tests import oci, trees
 from tests.estargz import Layer, Toc, build, dir, file, footer_bytes
-from tests.faults import BearerLogin, Drop, Fault, IgnoreRange, Silence, Status, Truncate, WrongBytes
 from tests.faulty_registry import FaultyRegistry
 from tests.integration.harness import CommandFailed
 from tests.integration.node import ON_DEMAND, Node, differences, running_node
+from tests.registry_faults import BearerLogin, Drop, Fault, IgnoreRange, Silence, Status, Truncate, WrongBytes
 
 pytestmark = pytest.mark.containerd
 

@@ -11,7 +11,6 @@ import pytest
 
 from tests import oci, trees
 from tests.estargz import Layer, build, dir, file, hardlink, landmark, opaque, plain, symlink, whiteout
-from tests.faults import WrongBytes
 from tests.faulty_registry import FaultyRegistry
 from tests.integration import recipe
 from tests.integration.conftest import References
@@ -22,6 +21,7 @@ from tests.integration.lazy import by_way_of, read_layout, start_again, status
 from tests.integration.manual import SLOW, ManualNode, write_layout
 from tests.integration.node import ON_DEMAND, Node, differences, program_files, running_node
 from tests.integration.zstd_image import FORMS, zstd_image
+from tests.registry_faults import WrongBytes
 from tests.zstd_chunked import Variant, ZstdLayer, build_zstd, zstd_footer
 
 pytestmark = pytest.mark.containerd

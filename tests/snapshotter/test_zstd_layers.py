@@ -21,8 +21,8 @@ from snapshotter.images import Images
 from snapshotter.remote import RemoteLayer
 from tests import oci
 from tests.estargz import build, file, plain
-from tests.faults import Status
 from tests.faulty_registry import FaultyRegistry
+from tests.registry_faults import Status
 from tests.snapshotter.cached import CachedNode, entries
 from tests.zstd_chunked import Variant, build_zstd
 

@@ -1,0 +1,136 @@
+"""A round: an image is pulled, run, streamed and read, and somewhere in that a fault strikes and passes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tests.faults.afflictions import Affliction
+from tests.faults.world import PATIENCE, Image, Reader, Seen, World
+from tests.integration.harness import CommandFailed
+
+_MOMENT: Final = 3.5
+"""Seconds into the round in which the fault strikes; the pull takes one, streaming three more."""
+_LASTS: Final = 2.5
+
+
+@dataclass
+class Round:
+    """One fault, at a moment that the seed decides."""
+
+    world: World
+    affliction: Affliction
+    seed: str
+
+    def run(self, resident: Reader) -> None:
+        """Returns when everything is well again. Raises AssertionError, WrongBytes."""
+        rng = random.Random(self.seed)
+        seen = self.world.seen.setdefault(self.affliction.name, Seen())
+        seen.rounds += 1
+        reference, image = self.world.new_image(rng.randrange(1 << 60))
+        moment, lasts = rng.uniform(0, _MOMENT), rng.uniform(0.1, _LASTS)
+        enemy = _Enemy(self.world, self.affliction, rng, moment, lasts)
+        try:
+            with enemy, self._running(reference, seen, enemy) as root:
+                seen.containers += 2  # the resident is one
+                with Reader(root, image, seen, self.seed) as reader:
+                    enemy.join()
+                    self._until_readable(reader)
+                    self.world.until_complete(image)
+                    # From now on nothing is missing, and nothing may fail.
+                    reader.here |= set(image.files)
+                    self._until_readable(reader)
+                    reader.check()
+                resident.check()
+            self._remove(reference)
+        finally:
+            self.world.forget_image(image)
+
+    @contextlib.contextmanager
+    def _running(self, reference: str, seen: Seen, enemy: _Enemy) -> Iterator[str]:
+        """A container's root; pull and start are tried again while the fault lasts, and a little more."""
+        with contextlib.ExitStack() as stack:
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    self.world.pull(reference)
+                    container = stack.enter_context(self.world.container(reference))
+                    root = container.root
+                    break
+                except (CommandFailed, LookupError) as error:
+                    if "Traceback" in str(error) or time.monotonic() > deadline:
+                        raise
+                    seen.commands_failed += 1
+                    stack.close()
+                    enemy.wait_a_moment()
+            yield root
+
+    def _until_readable(self, reader: Reader) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while left := reader.read_all():
+            assert time.monotonic() < deadline, f"cannot be read after {self.affliction.name}: {left}"
+            time.sleep(0.2)
+
+    def _remove(self, reference: str) -> None:
+        self.world.until_served()
+        self.world.node.containerd.ctr("images", "rm", "--sync", reference)
+
+
+class _Enemy:
+    """Strikes once, in a thread of its own, and mends what it did; mended in any case when the block ends."""
+
+    def __init__(
+        self, world: World, affliction: Affliction, rng: random.Random, moment: float, lasts: float
+    ) -> None:
+        self._world = world
+        self._affliction = affliction
+        self._rng = rng
+        self._moment = moment
+        self._lasts = lasts
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._thread.join()
+
+    def join(self) -> None:
+        """Wait until it is over. Raises what went wrong in it."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def wait_a_moment(self) -> None:
+        """Wait until the fault is over, but not for long."""
+        self._thread.join(0.5)
+        time.sleep(0.1)
+
+    def _run(self) -> None:
+        try:
+            time.sleep(self._moment)
+            self._affliction.strike(self._world, self._rng)
+            try:
+                time.sleep(self._lasts)
+            finally:
+                self._affliction.heal(self._world, self._rng)
+        except BaseException as error:
+            self._error = error
+
+
+@contextlib.contextmanager
+def resident(world: World, seed: int) -> Iterator[tuple[Image, str]]:
+    """A container whose layers are complete: faults are none of its business. Gives image and root."""
+    reference, image = world.new_image(seed)
+    world.pull(reference)
+    with world.container(reference) as container:
+        world.until_complete(image)
+        yield image, container.root
+    world.until_served()
+    world.node.containerd.ctr("images", "rm", "--sync", reference)

@@ -1,0 +1,124 @@
+"""Faults at random moments for as long as asked, and a table of what containers saw: scripts/soak."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from dataclasses import asdict
+from typing import Final
+
+import click
+
+from tests.faults.afflictions import AFFLICTIONS
+from tests.faults.rounds import Round, resident
+from tests.faults.world import Reader, Seen, World, world
+from tests.integration.harness import call
+from tests.integration.processes import python
+
+_CLEARING: Final = 25
+"""Rounds after which everything is removed, and nothing may be left."""
+_POWER_LOSS: Final = "power loss"
+_HEADINGS: Final = {
+    "rounds": "rounds",
+    "containers": "containers running",
+    "reads": "reads",
+    "errors_here": "errors, files here",
+    "errors_missing": "errors, files missing",
+    "commands_failed": "commands tried again",
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--minutes", type=click.FloatRange(min=0), default=30.0, show_default=True, help="How long.")
+@click.option("--rounds", type=click.IntRange(min=1), help="How many rounds, however long they take.")
+@click.option("--seed", type=int, help="Repeat a run, as far as its decisions go.")
+@click.option("--output", type=click.Path(file_okay=False), help="Where to write soak.md and soak.json.")
+def main(minutes: float, rounds: int | None, seed: int | None, output: str | None) -> None:
+    """Have a node survive faults, in rounds; the first that it does not survive ends it."""
+    seed = random.SystemRandom().randrange(1, 1 << 32) if seed is None else seed
+    start = time.monotonic()
+    click.echo(f"seed {seed}")
+    with world() as node:
+        try:
+            count = _soak(node, seed, start, minutes * 60, rounds)
+        finally:
+            text = table(node.seen, seed, time.monotonic() - start)
+            click.echo(text)
+            if output is not None:
+                _write(output, text, node.seen, seed)
+    click.echo(f"{count} rounds survived, nothing left behind, no wrong byte")
+
+
+def _soak(node: World, seed: int, start: float, seconds: float, rounds: int | None) -> int:
+    rng = random.Random(seed)
+    with resident(node, 0):
+        pass
+    node.clear()
+    before = node.leaks()
+    count = 0
+
+    def goes_on() -> bool:
+        return time.monotonic() < start + seconds if rounds is None else count < rounds
+
+    while goes_on():
+        with resident(node, rng.randrange(1 << 60)) as (image, root):
+            seen = Seen()
+            with Reader(root, image, seen, f"{seed} resident {count}", here=True) as reader:
+                for _ in range(_CLEARING):
+                    if not goes_on():
+                        break
+                    affliction = rng.choice(AFFLICTIONS)
+                    click.echo(f"{time.monotonic() - start:6.0f} s  {count}  {affliction.name}")
+                    Round(node, affliction, f"{seed} {count}").run(reader)
+                    count += 1
+                reader.check()
+        node.clear()
+        node.until_nothing_leaks(before)
+        click.echo(f"{time.monotonic() - start:6.0f} s  {count}  {_POWER_LOSS}")
+        add(node.seen.setdefault(_POWER_LOSS, Seen()), lose_power(1, rng.randrange(1 << 60)))
+        count += 1
+    return count
+
+
+def add(total: Seen, more: Seen) -> None:
+    """Count what was seen later, too."""
+    for key, value in asdict(more).items():
+        setattr(total, key, getattr(total, key) + value)
+
+
+def lose_power(rounds: int, seed: int) -> Seen:
+    """What `tests.faults.power_loss` has seen. Raises CommandFailed."""
+    command = python("tests.faults.power_loss", "--rounds", str(rounds), "--seed", str(seed))
+    return Seen(**json.loads(call(command, timeout=rounds * 300)))
+
+
+def table(seen: dict[str, Seen], seed: int, seconds: float) -> str:
+    """What was seen, in Markdown."""
+    lines = [
+        f"Seed {seed}, {seconds / 60:.0f} minutes, {sum(one.rounds for one in seen.values())} rounds.",
+        "",
+        f"| fault | {' | '.join(_HEADINGS.values())} |",
+        f"|---|{'---|' * len(_HEADINGS)}",
+    ]
+    rows = [(name, seen[name]) for name in (*(one.name for one in AFFLICTIONS), _POWER_LOSS) if name in seen]
+    total = Seen()
+    for _, one in rows:
+        add(total, one)
+    for name, one in [*rows, ("all", total)]:
+        lines.append(f"| {name} | {' | '.join(str(getattr(one, key)) for key in _HEADINGS)} |")
+    return "\n".join(lines)
+
+
+def _write(directory: str, text: str, seen: dict[str, Seen], seed: int) -> None:
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, "soak.md"), "w", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+    with open(os.path.join(directory, "soak.json"), "w", encoding="utf-8") as file:
+        json.dump({"seed": seed, "seen": {name: asdict(one) for name, one in seen.items()}}, file, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""A round of every fault, on one node. The seed is printed; LAYERGATE_FAULTS_SEED repeats a run."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from tests.faults.afflictions import AFFLICTIONS, Affliction
+from tests.faults.rounds import Round, resident
+from tests.faults.soak import lose_power, table
+from tests.faults.world import Leaks, Reader, Seen, World, world
+
+SEED: Final = int(os.environ.get("LAYERGATE_FAULTS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+ROUNDS: Final = 1
+
+pytestmark = [pytest.mark.containerd, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[World]:
+    with world() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def before(node: World) -> Leaks:
+    """What there is before anything has happened, but for what stays when something has."""
+    with resident(node, 0):
+        pass
+    node.clear()
+    return node.leaks()
+
+
+@pytest.mark.parametrize("affliction", AFFLICTIONS, ids=lambda one: one.name)
+def test_it_is_survived(node: World, before: Leaks, affliction: Affliction) -> None:
+    print(f"seed {SEED}")  # noqa: T201 - shown on failure
+    with resident(node, SEED) as (image, root):
+        seen = Seen()
+        with Reader(root, image, seen, f"{SEED} resident", here=True) as reader:
+            for number in range(ROUNDS):
+                Round(node, affliction, f"{SEED} {affliction.name} {number}").run(reader)
+        assert reader.read_all() == []
+        reader.check()
+        assert seen.errors_here == 0
+    assert node.seen[affliction.name].errors_here == 0, f"seed {SEED}: {node.seen[affliction.name]}"
+    node.clear()
+    node.until_nothing_leaks(before)
+
+
+def test_power_losses_are_survived() -> None:
+    print(f"seed {SEED}")  # noqa: T201 - shown on failure
+    seen = lose_power(2, SEED)
+    assert (seen.rounds, seen.errors_here) == (2, 0)
+    assert seen.reads > 100
+
+
+def test_the_table_of_a_soak_has_a_row_for_each_fault_and_one_for_all() -> None:
+    seen = {AFFLICTIONS[0].name: Seen(rounds=1, reads=10), "power loss": Seen(rounds=2, reads=5)}
+    lines = table(seen, 7, 120).splitlines()
+    assert lines[0] == "Seed 7, 2 minutes, 3 rounds."
+    assert [line.split(" | ")[:2] for line in lines[4:]] == [
+        [f"| {AFFLICTIONS[0].name}", "1"],
+        ["| power loss", "2"],
+        ["| all", "3"],
+    ]
+    assert lines[-1].split(" | ")[3] == "15"
