@@ -262,7 +262,7 @@ def test_it_runs_on_what_it_asks_for(
     forms: dict[str, str], registry: Registry, throttle: Throttle, directory: str, form: str
 ) -> None:
     reference = by_way_of(throttle, registry.push(forms[form], "zstd/python", tag=form))
-    with running_node(directory, config=ON_DEMAND) as node:
+    with running_node(directory, config=f"{ON_DEMAND}[mounter]\nneighbour_bytes = 0\n") as node:
         assert "4 layers (4 lazy), 0.0 MB downloaded" in node.pull(reference)
         assert node.run(reference, recipe.COMMAND) == recipe.OUTPUT
         fetched = status(node.layergate).fetched_bytes
