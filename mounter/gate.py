@@ -11,10 +11,11 @@ overlayfs asks here for what PLAIN does not have. LOOKUP of
                             is answered with a FUSE inode, whose open and read try (again) and end in EIO
     a name not in the tree  ENOENT
 
-Without FUSE_PARALLEL_DIROPS the kernel sends one LOOKUP at a time per directory inode. So the top
-directory of a layer gets a fresh inode number at every LOOKUP, with no timeout, and everything below
-it new numbers of its own: each path walk has directories to itself, and no file waits for its
-neighbour. The kernel forgets them by itself.
+Without FUSE_PARALLEL_DIROPS the kernel sends one LOOKUP at a time per directory inode. So path walks that
+overlap get directories of their own: the top directory of a layer is looked up anew by each walk, and is
+the usual inode if no other walk is under way in there (the kernel knows the directories below it already,
+and asks for the file alone), else one with a fresh number, and everything below it has new numbers too.
+No file waits for its neighbour. The kernel forgets them by itself.
 
 A file inode stays the answer for its name in its directory as long as the kernel knows it. A walk that
 starts anew never sees it; only overlayfs does, which keeps the dentry and revalidates it, and would
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyfuse3
+import trio
 from anyio import to_thread
 
 from fetcher.errors import FetchError
@@ -49,21 +51,40 @@ log = get_logger("layergate.mounter")
 
 FOREVER: Final = 86400.0
 """Seconds that the kernel may keep an answer: a layer never changes."""
+_WALK_SECONDS: Final = 0.1
+"""A walk that has not come to a file by then does not come to one."""
 
 
 @dataclass(slots=True)
 class _Inode:
     """An inode that the kernel knows. `path` is None for a layer's top directory, "" for its fs/.
 
-    `name` is the key under which a file inode is kept in its directory, `parent`.
+    `top` is the number of the top directory that it was reached by. `name` is the key under which a file
+    inode is kept in its directory, `parent`.
     """
 
     layer: str
     path: str | None
+    top: int
     parent: int
     name: bytes
     node: Node | None
     lookups: int = 1
+
+
+@dataclass(slots=True)
+class _Usual:
+    """The top directory of a layer that one walk at a time goes through."""
+
+    inode: int
+    waiting: int = 0
+    """Files that are being looked up below it."""
+    taken: float = 0.0
+    """When the last walk began, until it has come to a file."""
+
+    def is_free(self, now: float) -> bool:
+        """Whether no walk is under way."""
+        return not self.waiting and now >= self.taken + _WALK_SECONDS
 
 
 class Gate(pyfuse3.Operations):
@@ -79,6 +100,7 @@ class Gate(pyfuse3.Operations):
         self._late = late
         self._numbers = itertools.count(pyfuse3.ROOT_INODE + 1)
         self._inodes: dict[int, _Inode] = {}
+        self._usual: dict[str, _Usual] = {}
         self._served: dict[tuple[int, bytes], int] = {}
         """File inodes by directory and name."""
 
@@ -93,7 +115,7 @@ class Gate(pyfuse3.Operations):
         if parent.path is None:
             if name != b"fs":
                 raise self._absent()
-            return self._directory(parent.layer, "")
+            return self._directory(parent.layer, "", parent.top)
         text = os.fsdecode(name)
         path = f"{parent.path}/{text}" if parent.path else text
         loaded = await self._ondemand.layers.get(parent.layer)
@@ -101,8 +123,16 @@ class Gate(pyfuse3.Operations):
         if node is None or node.kind not in (Kind.DIRECTORY, Kind.REGULAR):
             raise self._absent()
         if node.kind is Kind.DIRECTORY:
-            return self._directory(parent.layer, path)
-        return await self._lookup_file(parent_inode, name, path, loaded, node)
+            return self._directory(parent.layer, path, parent.top)
+        usual = self._usual.get(parent.layer)
+        if usual is None or usual.inode != parent.top:
+            return await self._lookup_file(parent_inode, name, path, loaded, node)
+        usual.waiting += 1
+        try:
+            return await self._lookup_file(parent_inode, name, path, loaded, node)
+        finally:
+            usual.waiting -= 1
+            usual.taken = 0.0
 
     @answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -123,6 +153,8 @@ class Gate(pyfuse3.Operations):
                 del self._inodes[inode]
                 if known.node is not None:
                     self._served.pop((known.parent, known.name), None)
+                elif (usual := self._usual.get(known.layer)) is not None and usual.inode == inode:
+                    del self._usual[known.layer]
 
     @answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
@@ -168,14 +200,24 @@ class Gate(pyfuse3.Operations):
     def _lookup_layer(self, key: str) -> pyfuse3.EntryAttributes:
         if len(key) != KEY_LENGTH or not self._ondemand.layers.store.exists(key):
             raise self._absent()
-        attributes = self._directory(key, None)
+        now = trio.current_time()
+        usual = self._usual.get(key)
+        if usual is not None and usual.is_free(now):
+            usual.taken = now
+            self._counters.lookups_directory += 1
+            self._inodes[usual.inode].lookups += 1
+            attributes = directory_attributes(usual.inode)
+        else:
+            attributes = self._directory(key, None)
+            if usual is None:
+                self._usual[key] = _Usual(attributes.st_ino, taken=now)
         attributes.entry_timeout = 0
         return attributes
 
-    def _directory(self, layer: str, path: str | None) -> pyfuse3.EntryAttributes:
+    def _directory(self, layer: str, path: str | None, top: int = 0) -> pyfuse3.EntryAttributes:
         self._counters.lookups_directory += 1
         inode = next(self._numbers)
-        self._inodes[inode] = _Inode(layer, path, 0, b"", None)
+        self._inodes[inode] = _Inode(layer, path, top or inode, 0, b"", None)
         return directory_attributes(inode)
 
     async def _lookup_file(
@@ -191,7 +233,7 @@ class Gate(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ENOENT)
         self._counters.served += 1
         inode = next(self._numbers)
-        self._inodes[inode] = _Inode(loaded.key, path, parent, name, node)
+        self._inodes[inode] = _Inode(loaded.key, path, self._inodes[parent].top, parent, name, node)
         self._served[parent, name] = inode
         return node_attributes(inode, node)
 

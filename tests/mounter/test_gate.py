@@ -138,6 +138,30 @@ def test_first_opens_in_one_directory_do_not_queue(node: GateNode) -> None:
     assert {name: future.result() for name, future in opens.items()} == contents
 
 
+def test_a_walk_that_has_the_layer_to_itself_looks_up_its_top_and_the_file_alone(node: GateNode) -> None:
+    node.start()
+    names = [f"a/b/c/d/{number}" for number in range(5)]
+    root = node.container(node.add([file(name, name.encode()) for name in names]))
+    assert read(root, names[0]) == names[0].encode()
+    assert node.mounter.status().counters.lookups_directory == 6, "the layer, fs, a, b, c, d"
+    for name in names[1:]:
+        assert read(root, name) == name.encode()
+    counters = node.mounter.status().counters
+    assert (counters.lookups_directory, counters.lookups_file) == (10, 5)
+
+
+def test_a_walk_beside_another_one_has_directories_of_its_own(node: GateNode) -> None:
+    node.start(settings=MounterSettings(wait_seconds=600, neighbour_bytes=0))
+    names = [f"a/{number}" for number in range(6)]
+    root = node.container(node.add([file(name, name.encode()) for name in names]))
+    assert read(root, names[0]) == names[0].encode()
+    node.fault("hold")
+    opens = [node.background(lambda name=name: read(root, name)) for name in names[1:]]  # type: ignore[misc]
+    until(lambda: node.mounter.status().counters.lookups_file == 6, "all of them, at the same time")
+    node.mend("hold")
+    assert [future.result() for future in opens] == [name.encode() for name in names[1:]]
+
+
 def test_reads_of_large_files_do_not_queue(node: GateNode) -> None:
     node.start(settings=MounterSettings(assumed_bandwidth=1, concurrent_requests=64, wait_seconds=600))
     contents = {f"f{number}": noise(300_000, number) for number in range(20)}
