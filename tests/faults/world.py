@@ -143,11 +143,12 @@ class Reader:
 
     def _read(self, path: str) -> bool:
         self._seen.reads += 1
+        here = path in self.here  # before we ask: another thread may get it while we wait in vain
         try:
             with open(f"{self._root}/{path}", "rb") as opened:
                 content = opened.read()
         except OSError as error:
-            if path in self.here:
+            if here:
                 self._seen.errors_here += 1
                 self.trouble = f"{path}, which had been read before: {error}"
             else:
