@@ -57,6 +57,12 @@ def _kill_mounter(world: World, rng: random.Random) -> None:
         world.layergate.kill9_mounter()
 
 
+def _end_mounter(world: World, rng: random.Random) -> None:
+    """It gives up its place, and stays for those that need it."""
+    with contextlib.suppress(OSError):
+        send(world.layergate.mounter_pid, signal.SIGTERM)
+
+
 def _mounter(world: World) -> int:
     with contextlib.suppress(OSError):
         return world.layergate.mounter_pid
@@ -148,6 +154,7 @@ AFFLICTIONS: Final = tuple(
     for one in (
         ("kill -9 of serve", _kill_serve, _start_serve),
         ("kill -9 of the mounter", _kill_mounter, _nothing),
+        ("SIGTERM of the mounter", _end_mounter, _nothing),
         ("kill -9 of a worker", _kill_worker, _nothing),
         ("kill -9 of all at once", _kill_all, _start_serve),
         ("SIGTERM and restart", _restart, _start_serve),
