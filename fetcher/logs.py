@@ -14,7 +14,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -117,8 +117,10 @@ class Logger:
             f"{key}={_word(value)}" for key, value in {**words, **_output.context, **fields}.items()
         )
         stream = _output.stream or sys.stderr
-        stream.write(line + "\n")
-        stream.flush()
+        # Where nobody reads it any more, or the disk is full or fails, a line is lost and nothing else.
+        with suppress(OSError):
+            stream.write(line + "\n")
+            stream.flush()
 
 
 def get_logger(name: str) -> Logger:

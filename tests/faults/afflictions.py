@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tests.faults.world import World
+from tests.faults.world import EIO, World
 from tests.integration.processes import send
 from tests.registry_faults import (
     Drop,
@@ -145,6 +145,19 @@ def _give_inodes_back(world: World, rng: random.Random) -> None:
     os.rmdir(_ballast(world))
 
 
+def _flag(world: World) -> str:
+    return os.path.join(world.directory, EIO)
+
+
+def _fail_disk(world: World, rng: random.Random) -> None:
+    with open(_flag(world), "wb"):
+        pass
+
+
+def _mend_disk(world: World, rng: random.Random) -> None:
+    os.unlink(_flag(world))
+
+
 def _somewhere(kind: Callable[[int], Fault]) -> Callable[[random.Random], Fault]:
     return lambda rng: kind(rng.randrange(1, 100_000))
 
@@ -177,5 +190,6 @@ AFFLICTIONS: Final = tuple(
         ("registry: down", _down, _up),
         ("disk full", _fill, _empty),
         ("no inodes left", _use_up_inodes, _give_inodes_back),
+        ("I/O errors", _fail_disk, _mend_disk),
     )
 )

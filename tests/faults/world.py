@@ -25,10 +25,12 @@ from tests.estargz import Layer, build, dir, file, landmark
 from tests.faulty_registry import FaultyRegistry
 from tests.integration.caching import cache
 from tests.integration.harness import (
+    LAYERGATE,
     CommandFailed,
     Container,
     Containerd,
     Layergate,
+    call,
     fresh_file_system,
     mounts,
 )
@@ -53,6 +55,9 @@ docker_config = "{docker_config}"
 FILES: Final = 16
 SIZE: Final = 120_000
 LARGE: Final = 3_000_000
+EIO: Final = "eio"
+"""A file in a world's directory: while it is there, layergate's disk fails (eio.c)."""
+_FAILING_DISK: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "eio.c")
 _DISK: Final = 1 << 30
 _INODES: Final = 16_384
 
@@ -311,7 +316,9 @@ def world() -> Iterator[World]:
         with open(docker_config, "w", encoding="utf-8") as written:
             json.dump({"auths": {registry.host: {"auth": login}}}, written)
         config = CONFIG.format(docker_config=docker_config)
-        layergate = stack.enter_context(Layergate(f"{disk}/layergate", config=config))
+        call(["cc", "-shared", "-fPIC", "-o", f"{short}/eio.so", _FAILING_DISK, "-ldl"])
+        program = ("env", f"LD_PRELOAD={short}/eio.so", f"LAYERGATE_EIO={short}/{EIO}", *LAYERGATE)
+        layergate = stack.enter_context(Layergate(f"{disk}/layergate", config=config, program=program))
         containerd = stack.enter_context(
             Containerd(f"{short}/c", snapshotters={"layergate": layergate.socket})
         )

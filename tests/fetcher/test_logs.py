@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 from collections.abc import Iterator
@@ -84,3 +85,18 @@ def test_captured_events_are_not_written(output: io.StringIO) -> None:
     log.info("written")
     assert events == [{"event": "seen", "log_level": "info", "number": 1}]
     assert "seen" not in output.getvalue()
+
+
+def test_a_line_that_cannot_be_written_is_lost_and_nothing_else() -> None:
+    class Broken:
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "nobody reads")
+
+        def flush(self) -> None:
+            raise AssertionError("nothing to flush")
+
+    configure_logs("info", stream=Broken())
+    try:
+        get_logger("layergate.test").info("lost")
+    finally:
+        configure_logs("info")
