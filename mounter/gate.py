@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyfuse3
-import trio
 from anyio import to_thread
 
 from fetcher.errors import FetchError
@@ -51,8 +50,6 @@ log = get_logger("layergate.mounter")
 
 FOREVER: Final = 86400.0
 """Seconds that the kernel may keep an answer: a layer never changes."""
-_WALK_SECONDS: Final = 0.1
-"""A walk that has not come to a file by then does not come to one."""
 
 
 @dataclass(slots=True)
@@ -77,14 +74,9 @@ class _Usual:
     """The top directory of a layer that one walk at a time goes through."""
 
     inode: int
-    waiting: int = 0
-    """Files that are being looked up below it."""
-    taken: float = 0.0
-    """When the last walk began, until it has come to a file."""
-
-    def is_free(self, now: float) -> bool:
-        """Whether no walk is under way."""
-        return not self.waiting and now >= self.taken + _WALK_SECONDS
+    taken: bool = True
+    """Whether a walk is under way that has had no answer for its file. One that never asks for a file leaves
+    it taken; the next walk then gets another top, and the kernel forgets this one."""
 
 
 class Gate(pyfuse3.Operations):
@@ -127,12 +119,10 @@ class Gate(pyfuse3.Operations):
         usual = self._usual.get(parent.layer)
         if usual is None or usual.inode != parent.top:
             return await self._lookup_file(parent_inode, name, path, loaded, node)
-        usual.waiting += 1
         try:
             return await self._lookup_file(parent_inode, name, path, loaded, node)
         finally:
-            usual.waiting -= 1
-            usual.taken = 0.0
+            usual.taken = False
 
     @answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -200,17 +190,16 @@ class Gate(pyfuse3.Operations):
     def _lookup_layer(self, key: str) -> pyfuse3.EntryAttributes:
         if len(key) != KEY_LENGTH or not self._ondemand.layers.store.exists(key):
             raise self._absent()
-        now = trio.current_time()
         usual = self._usual.get(key)
-        if usual is not None and usual.is_free(now):
-            usual.taken = now
+        if usual is not None and not usual.taken:
+            usual.taken = True
             self._counters.lookups_directory += 1
             self._inodes[usual.inode].lookups += 1
             attributes = directory_attributes(usual.inode)
         else:
             attributes = self._directory(key, None)
             if usual is None:
-                self._usual[key] = _Usual(attributes.st_ino, taken=now)
+                self._usual[key] = _Usual(attributes.st_ino)
         attributes.entry_timeout = 0
         return attributes
 
