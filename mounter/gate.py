@@ -117,12 +117,11 @@ class Gate(pyfuse3.Operations):
         if node.kind is Kind.DIRECTORY:
             return self._directory(parent.layer, path, parent.top)
         usual = self._usual.get(parent.layer)
-        if usual is None or usual.inode != parent.top:
-            return await self._lookup_file(parent_inode, name, path, loaded, node)
         try:
             return await self._lookup_file(parent_inode, name, path, loaded, node)
         finally:
-            usual.taken = False
+            if usual is not None and usual.inode == parent.top:
+                usual.taken = False
 
     @answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,3 +120,9 @@ class BearerLogin:
     password: str = ""
     identity_token: str = ""
     expires_in: int = 300
+
+
+def docker_config(host: str, login: BasicLogin | BearerLogin) -> str:
+    """A docker config.json with the credentials of one registry."""
+    auth = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
+    return json.dumps({"auths": {host: {"auth": auth}}})

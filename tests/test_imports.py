@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import os
-from collections.abc import Iterator
 
 import pytest
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from tests.sources import modules, parsed
+
 _MAY_IMPORT = {
     "fetcher": {"fetcher"},
     "mounter": {"fetcher", "mounter"},
@@ -54,19 +53,10 @@ _PURE = {
 _IO = {"httpx", "anyio", "trio", "asyncio", "socket", "subprocess", "sqlite3", "grpc", "pyfuse3", "ctypes"}
 
 
-def _modules(package: str) -> Iterator[str]:
-    for directory, _, names in os.walk(os.path.join(_ROOT, package)):
-        for name in names:
-            if name.endswith(".py"):
-                yield os.path.relpath(os.path.join(directory, name), _ROOT)
-
-
 def _imported(module: str) -> set[str]:
     """The top-level packages that a module imports anywhere in it."""
-    with open(os.path.join(_ROOT, module), encoding="utf-8") as file:
-        tree = ast.parse(file.read())
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             found.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -76,9 +66,9 @@ def _imported(module: str) -> set[str]:
 
 @pytest.mark.parametrize("package", _MAY_IMPORT)
 def test_packages_import_only_what_lies_below_them(package: str) -> None:
-    modules = list(_modules(package))
-    assert modules
-    ours = {module: _imported(module) & _OURS for module in modules}
+    paths = list(modules(package))
+    assert paths
+    ours = {path: _imported(path) & _OURS for path in paths}
     assert {module: found for module, found in ours.items() if found - _MAY_IMPORT[package]} == {}
 
 

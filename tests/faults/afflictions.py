@@ -77,9 +77,7 @@ def _kill_worker(world: World, rng: random.Random) -> None:
 
 
 def _kill_all(world: World, rng: random.Random) -> None:
-    world.layergate.kill9()
-    for pid in world.layergate.descendants:
-        send(pid, signal.SIGKILL)
+    world.layergate.kill9_all()
 
 
 def _restart(world: World, rng: random.Random) -> None:

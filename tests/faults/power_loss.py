@@ -25,11 +25,12 @@ from uuid import uuid4
 import click
 
 from mounter.namespaces import own_mounts
-from tests.estargz import Layer, build, landmark
+from tests.estargz import Layer
 from tests.faults.world import Image, Reader, Seen, make_image
 from tests.faulty_registry import FaultyRegistry
+from tests.integration.caching import programs
 from tests.integration.harness import CommandFailed, Containerd, Layergate, call, fresh_file_system
-from tests.integration.node import Node, eventually, program_files
+from tests.integration.node import Node, eventually
 from tests.integration.processes import mounts, unmount_below
 
 _SHUTDOWN: Final = 0x8004587D
@@ -128,11 +129,6 @@ def lose_power_once(machine: Machine, base: Layer, rng: random.Random, seen: See
         _check(node, reference, image, seen)
         node.until_complete(image.image)
         _check(node, reference, image, seen)
-    for reference in machine.images():
-        node.containerd.ctr("images", "rm", reference)
-    with contextlib.suppress(CommandFailed):
-        node.containerd.ctr("containers", "delete", "lost")
-    machine.end()
 
 
 def _check(node: Node, reference: str, image: Image, seen: Seen) -> None:
@@ -148,7 +144,7 @@ def main(rounds: int, seed: int) -> None:
     """Lose power again and again; what was seen is printed as JSON."""
     own_mounts()
     rng, seen = random.Random(seed), Seen()
-    base = build([*program_files("sh", "cat", "sleep"), landmark()])
+    base = programs()
     for _ in range(rounds):
         with _machine() as machine:
             lose_power_once(machine, base, rng, seen)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tests.faults.afflictions import Affliction
-from tests.faults.world import PATIENCE, Image, Reader, Seen, World
+from tests.faults.world import PATIENCE, Image, Leaks, Reader, Seen, World
 from tests.integration.harness import CommandFailed
 
 _MOMENT: Final = 3.5
@@ -47,7 +47,7 @@ class Round:
                     self._until_readable(reader)
                     reader.check()
                 resident.check()
-            self._remove(reference)
+            self.world.remove(reference)
         finally:
             self.world.forget_image(image)
 
@@ -75,10 +75,6 @@ class Round:
         while left := reader.read_all():
             assert time.monotonic() < deadline, f"cannot be read after {self.affliction.name}: {left}"
             time.sleep(0.2)
-
-    def _remove(self, reference: str) -> None:
-        self.world.until_served()
-        self.world.node.containerd.ctr("images", "rm", "--sync", reference)
 
 
 class _Enemy:
@@ -132,5 +128,12 @@ def resident(world: World, seed: int) -> Iterator[tuple[Image, str]]:
     with world.container(reference) as container:
         world.until_complete(image)
         yield image, container.root
-    world.until_served()
-    world.node.containerd.ctr("images", "rm", "--sync", reference)
+    world.remove(reference)
+
+
+def used_once(world: World) -> Leaks:
+    """What there is of ours when something has happened, and all of it was removed."""
+    with resident(world, 0):
+        pass
+    world.clear()
+    return world.leaks()

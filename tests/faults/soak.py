@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from tests.faults.afflictions import AFFLICTIONS
-from tests.faults.rounds import Round, resident
+from tests.faults.rounds import Round, resident, used_once
 from tests.faults.world import Reader, Seen, World, world
 from tests.integration.harness import call
 from tests.integration.processes import python
@@ -54,10 +54,7 @@ def main(minutes: float, rounds: int | None, seed: int | None, output: str | Non
 
 def _soak(node: World, seed: int, start: float, seconds: float, rounds: int | None) -> int:
     rng = random.Random(seed)
-    with resident(node, 0):
-        pass
-    node.clear()
-    before = node.leaks()
+    before = used_once(node)
     count = 0
 
     def goes_on() -> bool:
@@ -97,16 +94,16 @@ def lose_power(rounds: int, seed: int) -> Seen:
 
 def table(seen: dict[str, Seen], seed: int, seconds: float) -> str:
     """What was seen, in Markdown."""
-    lines = [
-        f"Seed {seed}, {seconds / 60:.0f} minutes, {sum(one.rounds for one in seen.values())} rounds.",
-        "",
-        f"| fault | {' | '.join(_HEADINGS.values())} |",
-        f"|---|{'---|' * len(_HEADINGS)}",
-    ]
     rows = [(name, seen[name]) for name in (*(one.name for one in AFFLICTIONS), _POWER_LOSS) if name in seen]
     total = Seen()
     for _, one in rows:
         add(total, one)
+    lines = [
+        f"Seed {seed}, {seconds / 60:.0f} minutes, {total.rounds} rounds.",
+        "",
+        f"| fault | {' | '.join(_HEADINGS.values())} |",
+        f"|---|{'---|' * len(_HEADINGS)}",
+    ]
     for name, one in [*rows, ("all", total)]:
         lines.append(f"| {name} | {' | '.join(str(getattr(one, key)) for key in _HEADINGS)} |")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from tests.faults.afflictions import AFFLICTIONS, Affliction
-from tests.faults.rounds import Round, resident
+from tests.faults.rounds import Round, resident, used_once
 from tests.faults.soak import lose_power, table
 from tests.faults.world import Reader, Seen, World, world
 
@@ -23,10 +23,7 @@ pytestmark = [pytest.mark.containerd, pytest.mark.timeout(400)]
 def node() -> Iterator[World]:
     """A node; at the end everything is removed, and nothing may be left of what the faults have met."""
     with world() as running:
-        with resident(running, 0):
-            pass  # what stays once something has happened is there from here on
-        running.clear()
-        before = running.leaks()
+        before = used_once(running)
         yield running
         running.clear()
         running.until_nothing_leaks(before)

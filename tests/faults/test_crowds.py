@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import pytest
@@ -20,10 +21,10 @@ from tests.integration.conftest import directory, file_system, registry
 from tests.integration.harness import LAYERGATE, Containerd, Layergate, Registry
 from tests.integration.node import Node, running_node
 from tests.mounter.conftest import scratch
-from tests.mounter.gate_node import GateNode, until
+from tests.mounter.gate_node import GateNode, gate_node, until
 from tests.snapshotter.snapshots_client import SnapshotsClient
 
-__all__ = ["directory", "file_system", "registry", "scratch"]
+__all__ = ["directory", "file_system", "gate_node", "registry", "scratch"]
 
 pytestmark = [pytest.mark.containerd, pytest.mark.timeout(300)]
 
@@ -48,28 +49,29 @@ sys.exit(f"wrong: {wrong}" if wrong else 0)
 """
 
 
-@pytest.fixture
-def node(scratch: str) -> Iterator[GateNode]:
-    node = GateNode(scratch)
-    try:
-        yield node
-    finally:
-        node.close()
-
-
 def content(path: str) -> bytes:
     return hashlib.sha512(path.encode()).digest() * 8
 
 
-def read_all(root: str, paths: list[list[str]]) -> list[subprocess.Popen[str]]:
-    return [
-        subprocess.Popen([sys.executable, "-S", "-c", READER, root, *some], stderr=subprocess.PIPE, text=True)
-        for some in paths
-    ]
+@contextmanager
+def reading(node: GateNode, root: str, paths: list[list[str]]) -> Iterator[list[subprocess.Popen[str]]]:
+    """A process for each list of paths; all have ended when the block has."""
+    command = [sys.executable, "-S", "-c", READER, root]
+    with ExitStack() as stack:
+        readers = [
+            stack.enter_context(subprocess.Popen([*command, *some], stderr=subprocess.PIPE, text=True))
+            for some in paths
+        ]
+        try:
+            yield readers
+        except BaseException:
+            node.kill()  # or they would wait for it, whatever they are sent
+            raise
 
 
 def ended(readers: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    return [(reader.wait(), reader.communicate()[1]) for reader in readers]
+    said = [reader.communicate()[1] for reader in readers]
+    return [(reader.returncode, text) for reader, text in zip(readers, said, strict=True)]
 
 
 def test_two_thousand_opens_of_missing_files_in_parallel(node: GateNode) -> None:
@@ -77,10 +79,14 @@ def test_two_thousand_opens_of_missing_files_in_parallel(node: GateNode) -> None
     names = [f"d{number % 7}/{number}" for number in range(PROCESSES * THREADS)]
     root = node.container(node.add([file(name, content(name)) for name in names]))
     node.fault("hold")
-    readers = read_all(root, [names[start::PROCESSES] for start in range(PROCESSES)])
-    until(lambda: node.mounter.status().counters.lookups_file >= len(names), "2,000 opens that wait")
-    node.mend("hold")
-    assert ended(readers) == [(0, "")] * PROCESSES
+    with reading(node, root, [names[start::PROCESSES] for start in range(PROCESSES)]) as readers:
+
+        def all_wait() -> bool:
+            return node.mounter.status().counters.lookups_file >= len(names)
+
+        until(all_wait, "2,000 opens that wait", patience=200)
+        node.mend("hold")
+        assert ended(readers) == [(0, "")] * PROCESSES
     counters = node.mounter.status().counters
     assert (counters.fetches, counters.requests, counters.served) == (len(names), len(names), 0)
 
@@ -89,10 +95,10 @@ def test_one_file_from_fifty_processes_is_fetched_once(node: GateNode) -> None:
     node.start(settings=MounterSettings(wait_seconds=600, neighbour_bytes=0))
     root = node.container(node.add([file("one", content("one"))]))
     node.fault("hold")
-    readers = read_all(root, [["one"]] * PROCESSES)
-    until(lambda: node.mounter.status().counters.lookups_file >= 1, "an open that waits")
-    node.mend("hold")
-    assert ended(readers) == [(0, "")] * PROCESSES
+    with reading(node, root, [["one"]] * PROCESSES) as readers:
+        until(lambda: node.mounter.status().counters.lookups_file >= 1, "an open that waits")
+        node.mend("hold")
+        assert ended(readers) == [(0, "")] * PROCESSES
     assert node.mounter.status().counters.requests == 1
 
 

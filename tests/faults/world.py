@@ -6,9 +6,7 @@ signed URLs, and does wrong when it is told to.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import random
 import tempfile
@@ -16,17 +14,16 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Self
-from uuid import uuid4
 
 from tests import oci
-from tests.estargz import Layer, build, dir, file, landmark
+from tests.estargz import Layer, build, dir, file
 from tests.faulty_registry import FaultyRegistry
-from tests.integration.caching import cache
+from tests.integration.caching import cache, programs
 from tests.integration.harness import (
     LAYERGATE,
-    CommandFailed,
     Container,
     Containerd,
     Layergate,
@@ -34,8 +31,8 @@ from tests.integration.harness import (
     fresh_file_system,
     mounts,
 )
-from tests.integration.node import Node, eventually, program_files
-from tests.registry_faults import BearerLogin
+from tests.integration.node import Node, eventually
+from tests.registry_faults import BearerLogin, docker_config
 from tests.snapshotter.snapshots_client import SnapshotsClient
 
 LOGIN: Final = BearerLogin("somebody", "correct-horse-battery")
@@ -225,43 +222,32 @@ class World:
         """Raises CommandFailed."""
         self.node.pull(reference, "--config", f"{self.layergate.root}/../config.toml")
 
-    @contextlib.contextmanager
-    def container(self, reference: str) -> Iterator[Container]:
-        """A container that sleeps. Raises CommandFailed; nothing is left of it then either."""
-        name = f"container-{uuid4().hex[:12]}"
-        ctr = self.node.containerd.ctr
-        try:
-            options = ["--detach", "--null-io", "--snapshotter", self.node.name]
-            ctr("run", *options, reference, name, "/bin/sleep", "infinity", timeout=60)
-            yield Container(self.node.containerd, name)
-        finally:
-            for step in (["tasks", "delete", "--force", name], ["containers", "delete", name]):
-                with contextlib.suppress(CommandFailed):
-                    ctr(*step)
+    def container(self, reference: str) -> AbstractContextManager[Container]:
+        """A container that sleeps."""
+        command = ["/bin/sleep", "infinity"]
+        return self.node.containerd.container(reference, command, snapshotter=self.node.name)
 
     def until_complete(self, image: Image) -> None:
-        """Wait until all layers of an image are here."""
-        self.until_served()
-        self.node.until_complete(image.image, patience=PATIENCE)
+        """Wait until all layers of an image are here.
 
-    def until_served(self) -> None:
-        """Wait until containerd has met serve again."""
+        One that could not be opened while a fault lasted was unpacked by containerd, and is unknown to us.
+        """
+        self.node.until_met()
 
-        def met() -> bool:
-            try:
-                self.node.containerd.ctr("snapshots", "--snapshotter", self.node.name, "ls")
-            except CommandFailed:
-                return False
-            return True
+        def here() -> bool:
+            return set(self.node.states_of(image.image).values()) <= {"complete", "unknown"}
 
-        eventually(met, "containerd to meet serve again")
+        eventually(here, f"complete layers of {image.image.digest}", patience=PATIENCE)
+
+    def remove(self, reference: str) -> None:
+        """Remove an image from containerd, once that has met serve."""
+        self.node.until_met()
+        self.node.containerd.ctr("images", "rm", "--sync", reference)
 
     def clear(self) -> None:
         """Remove every image and every layer. Fails if containerd's view and ours differ then."""
-        ctr = self.node.containerd.ctr
-        self.until_served()
-        for reference in ctr("images", "ls", "--quiet").split():
-            ctr("images", "rm", "--sync", reference)
+        for reference in self.node.containerd.ctr("images", "ls", "--quiet").split():
+            self.remove(reference)
         eventually(lambda: not any(self._snapshots()), "containerd and layergate to have no snapshots")
 
         def removed() -> bool:
@@ -311,16 +297,13 @@ def world() -> Iterator[World]:
         registry = stack.enter_context(FaultyRegistry())
         registry.require(LOGIN)
         registry.redirect_blobs()
-        docker_config = f"{short}/docker.json"
-        login = base64.b64encode(f"{LOGIN.username}:{LOGIN.password}".encode()).decode()
-        with open(docker_config, "w", encoding="utf-8") as written:
-            json.dump({"auths": {registry.host: {"auth": login}}}, written)
-        config = CONFIG.format(docker_config=docker_config)
+        with open(f"{short}/docker.json", "w", encoding="utf-8") as written:
+            written.write(docker_config(registry.host, LOGIN))
+        config = CONFIG.format(docker_config=written.name)
         call(["cc", "-shared", "-fPIC", "-o", f"{short}/eio.so", _FAILING_DISK, "-ldl"])
         program = ("env", f"LD_PRELOAD={short}/eio.so", f"LAYERGATE_EIO={short}/{EIO}", *LAYERGATE)
         layergate = stack.enter_context(Layergate(f"{disk}/layergate", config=config, program=program))
         containerd = stack.enter_context(
             Containerd(f"{short}/c", snapshotters={"layergate": layergate.socket})
         )
-        base = build([*program_files("sh", "cat", "sleep"), landmark()])
-        yield World(short, registry, Node(disk, layergate, containerd, "layergate"), base)
+        yield World(short, registry, Node(disk, layergate, containerd, "layergate"), programs())

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 
@@ -14,15 +13,14 @@ from fetcher.logs import captured_logs
 from fetcher.reference import Reference, parse_reference
 from tests.faulty_registry import FaultyRegistry
 from tests.fetcher.conftest import Clients, reply
-from tests.registry_faults import BasicLogin, BearerLogin, Status
+from tests.registry_faults import BasicLogin, BearerLogin, Status, docker_config
 
 SECRET = "opensesame"
 DATA = b"some blob"
 
 
 def log_in(make_client: Clients, host: str, username: str = "user", password: str = SECRET) -> None:
-    auth = base64.b64encode(f"{username}:{password}".encode()).decode()
-    make_client.docker_config.write_text(json.dumps({"auths": {host: {"auth": auth}}}))
+    make_client.docker_config.write_text(docker_config(host, BasicLogin(username, password)))
 
 
 def app(registry: FaultyRegistry, name: str = "app") -> Reference:

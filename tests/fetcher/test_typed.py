@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 
 from fetcher.typed import Converter
+from tests.sources import modules, parsed
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PACKAGES = ("fetcher", "mounter", "snapshotter")
 
 
@@ -30,7 +29,10 @@ def test_a_value_is_made_of_plain_ones_or_refused() -> None:
 @pytest.mark.parametrize("package", _PACKAGES)
 def test_no_function_has_msgspec_work_out_a_class_while_other_threads_run(package: str) -> None:
     found = [
-        f"{path}:{line}" for path in _modules(package) for line in _late(path) if path != "fetcher/typed.py"
+        f"{path}:{line}"
+        for path in modules(package)
+        for line in _late_calls(parsed(path))
+        if path != "fetcher/typed.py"
     ]
     assert found == []
 
@@ -38,18 +40,6 @@ def test_no_function_has_msgspec_work_out_a_class_while_other_threads_run(packag
 def test_what_would_do_so_is_recognized() -> None:
     source = "msgspec.json.decode(b'1', type=int)\nmsgspec.convert(1, int)\nmsgspec.json.decode(b'1')\n"
     assert list(_late_calls(ast.parse(source))) == [1, 2]
-
-
-def _modules(package: str) -> Iterator[str]:
-    for directory, _, names in os.walk(os.path.join(_ROOT, package)):
-        for name in names:
-            if name.endswith(".py"):
-                yield os.path.relpath(os.path.join(directory, name), _ROOT)
-
-
-def _late(path: str) -> Iterator[int]:
-    with open(os.path.join(_ROOT, path), "rb") as file:
-        yield from _late_calls(ast.parse(file.read()))
 
 
 def _late_calls(tree: ast.AST) -> Iterator[int]:

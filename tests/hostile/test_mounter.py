@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -11,18 +10,11 @@ import pytest
 from fetcher.store import RegistrySource
 from tests.estargz import file
 from tests.hostile.raw_server import raw_server, redirect
-from tests.mounter.gate_node import GateNode, read, until
+from tests.mounter.gate_node import GateNode, gate_node, read, until
+
+__all__ = ["gate_node"]
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def node(scratch: str) -> Iterator[GateNode]:
-    node = GateNode(scratch)
-    try:
-        yield node
-    finally:
-        node.close()
 
 
 @pytest.fixture

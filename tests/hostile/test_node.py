@@ -6,7 +6,6 @@ the image comes from a registry that wants a password.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -29,7 +28,7 @@ from tests.faulty_registry import FaultyRegistry
 from tests.integration.conftest import file_system
 from tests.integration.harness import LAYERGATE, CommandFailed, Container, Containerd, Layergate
 from tests.integration.node import ON_DEMAND, Node, mounts_of, program_files
-from tests.registry_faults import BearerLogin
+from tests.registry_faults import BearerLogin, docker_config
 from tests.snapshotter.snapshots_client import mount_all, unmount
 
 __all__ = ["file_system"]
@@ -87,10 +86,9 @@ class Used:
         return [mount for mount in read_mounts() if mount.target.startswith(f"{self.root}/")]
 
 
-def docker_config(path: str, host: str, password: str) -> None:
-    login = base64.b64encode(f"{USER}:{password}".encode()).decode()
+def log_in(path: str, host: str, password: str) -> None:
     with open(path, "w", encoding="utf-8") as written:
-        json.dump({"auths": {host: {"auth": login}}}, written)
+        written.write(docker_config(host, BearerLogin(USER, password)))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +101,7 @@ def used(file_system: str) -> Iterator[Used]:
         reference = registry.add_image("team/private", IMAGE)
         registry.require(BearerLogin(USER, PASSWORD))
         registry.redirect_blobs()
-        docker_config(f"{directory}/docker.json", registry.host, PASSWORD)
+        log_in(f"{directory}/docker.json", registry.host, PASSWORD)
         config = (
             f'{ON_DEMAND}[record]\nenabled = true\n[credentials]\ndocker_config = "{directory}/docker.json"\n'
         )
@@ -126,14 +124,14 @@ def used(file_system: str) -> Iterator[Used]:
         registry.expire_tokens()
         registry.expire_signatures()
         said.append(container.execute("/bin/cat", "/closed/file"))
-        docker_config(f"{directory}/docker.json", registry.host, WRONG)
+        log_in(f"{directory}/docker.json", registry.host, WRONG)
         registry.expire_tokens()
         registry.expire_signatures()
         with suppress(CommandFailed):
             container.execute("/bin/cat", "/etc/secret")
         with pytest.raises(CommandFailed) as refused:
             node.pull(f"{registry.host}/team/private:none", "--config", f"{directory}/pull.toml", "--verbose")
-        docker_config(f"{directory}/docker.json", registry.host, PASSWORD)
+        log_in(f"{directory}/docker.json", registry.host, PASSWORD)
         said += [refused.value.output, json.dumps(layergate.status())]
         yield Used(node, registry, reference, container, "\n".join(said))
 

@@ -99,20 +99,6 @@ def remove_image(node: Node, reference: str) -> None:
     eventually(gone, f"the layers of {reference} to fall out of use")
 
 
-def start_again(node: Node) -> None:
-    """Start serve, and wait until containerd has met it again."""
-    node.layergate.start()
-
-    def met() -> bool:
-        try:
-            node.containerd.ctr("snapshots", "--snapshotter", node.name, "ls")
-        except CommandFailed:
-            return False
-        return True
-
-    eventually(met, "containerd to meet serve again")
-
-
 def layer_directories(layergate: Layergate) -> list[str]:
     """All that lies in ROOT/layers."""
     return sorted(os.listdir(os.path.join(layergate.root, "layers")))

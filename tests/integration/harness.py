@@ -211,8 +211,7 @@ class Containerd:
 
     def kill9_all(self) -> None:
         """SIGKILL to containerd, its shims and all containers."""
-        self._daemon.kill9()
-        self._daemon.end_descendants()
+        self._daemon.kill9_all()
 
     def _answers(self) -> bool:
         try:
@@ -239,11 +238,11 @@ class Containerd:
     def container(
         self, image: str, command: Sequence[str] = ("sleep", "infinity"), *, snapshotter: str = "overlayfs"
     ) -> Iterator[Container]:
-        """A container that runs in the background, and is removed on exit."""
+        """A container that runs in the background, and is removed on exit, or if its start fails half-way."""
         name = f"container-{uuid4().hex[:12]}"
         options = ["--detach", "--null-io", "--snapshotter", snapshotter]
-        self.ctr("run", *options, image, name, *command)
         try:
+            self.ctr("run", *options, image, name, *command)
             yield Container(self, name)
         finally:
             self._remove_container(name)
@@ -351,8 +350,7 @@ class Layergate:
 
     def kill9_all(self) -> None:
         """SIGKILL to every process of layergate; the mounts stay as they are."""
-        self._daemon.kill9()
-        self._daemon.end_descendants()
+        self._daemon.kill9_all()
 
     def end_everything(self) -> None:
         """End every process of layergate, and leave the mounts as they are."""

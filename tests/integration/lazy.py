@@ -18,7 +18,7 @@ from snapshotter.containerd.labels import chain_ids
 from snapshotter.proto import snapshots_pb2 as pb
 from snapshotter.status import Status
 from snapshotter.streams import State
-from tests.integration.harness import CommandFailed, Container, Containerd, Layergate, Throttle, mounts
+from tests.integration.harness import Container, Containerd, Layergate, Throttle, mounts
 from tests.integration.node import Node
 from tests.snapshotter.snapshots_client import mounted
 from tests.trees import Entry
@@ -267,20 +267,6 @@ def snapshots(node: Node) -> dict[str, str]:
         words = line.split()
         found[words[0]] = words[1] if len(words) == 3 else ""
     return found
-
-
-def start_again(node: Node) -> None:
-    """Start `serve` again, and wait until containerd, which tries anew after a pause, has noticed."""
-    node.layergate.start()
-
-    def look() -> bool:
-        try:
-            snapshots(node)
-        except CommandFailed:
-            return False
-        return True
-
-    until(look, "containerd to be connected again")
 
 
 def lowerdirs(container: Container) -> list[str]:

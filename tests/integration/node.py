@@ -18,7 +18,7 @@ from snapshotter.cli.status_client import read_status
 from snapshotter.containerd.labels import chain_ids
 from snapshotter.proto import snapshots_pb2 as pb
 from tests import estargz, oci, trees
-from tests.integration.harness import Containerd, Layergate
+from tests.integration.harness import CommandFailed, Containerd, Layergate
 from tests.snapshotter.snapshots_client import mounted
 from tests.trees import Entry
 
@@ -64,6 +64,23 @@ class Node:
         self.layergate = layergate
         self.containerd = containerd
         self.name = name
+
+    def start_again(self) -> None:
+        """Start `serve` again, and wait until containerd has noticed."""
+        self.layergate.start()
+        self.until_met()
+
+    def until_met(self) -> None:
+        """Wait until containerd, which tries anew after a pause, is connected to `serve`."""
+
+        def met() -> bool:
+            try:
+                self.containerd.ctr("snapshots", "--snapshotter", self.name, "ls")
+            except CommandFailed:
+                return False
+            return True
+
+        eventually(met, "containerd to meet serve again")
 
     def pull(self, reference: str, *options: str) -> str:
         """`layergate pull`; what it prints. Raises CommandFailed."""

@@ -92,6 +92,11 @@ class Daemon:
             self._process.wait()
             self._process = None
 
+    def kill9_all(self) -> None:
+        """SIGKILL to the program and all its descendants; returns when they have ended."""
+        self.kill9()
+        self.end_descendants()
+
     def descendants(self) -> list[int]:
         """The ids of all running processes that came from this daemon, the daemon not among them.
 

@@ -25,7 +25,6 @@ from tests.integration.caching import (
     layer_directories,
     programs,
     remove_image,
-    start_again,
     used_by,
 )
 from tests.integration.conftest import References
@@ -101,7 +100,7 @@ def test_without_serve_it_is_the_same(node: Node, small: tuple[str, DataImage]) 
     named = [user for users in used_by(node.layergate).values() for user in users]
     assert {user["kind"] for user in named} == {"snapshot"}
     assert clean(node, "--all")["done"] is False
-    start_again(node)
+    node.start_again()
     remove_image(node, reference)
     node.layergate.stop()
     assert clean(node, "--all")["done"] is True
@@ -397,7 +396,7 @@ def test_what_a_crash_of_everything_leaves_is_cleaned(
     assert report["removed"] == []
     assert mounts(root) == []
     assert os.listdir(f"{root}/late") == []
-    start_again(node)
+    node.start_again()
     throttle.rate = 0
     assert node.run(reference, READ_ALL) == image.reads
     remove_image(node, reference)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import errno
 import itertools
-import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -19,7 +17,18 @@ from tests.estargz import Layer, Toc, build, dir, file, footer_bytes
 from tests.faulty_registry import FaultyRegistry
 from tests.integration.harness import CommandFailed
 from tests.integration.node import ON_DEMAND, Node, differences, running_node
-from tests.registry_faults import BearerLogin, Drop, Fault, IgnoreRange, Silence, Status, Truncate, WrongBytes
+from tests.registry_faults import (
+    BasicLogin,
+    BearerLogin,
+    Drop,
+    Fault,
+    IgnoreRange,
+    Silence,
+    Status,
+    Truncate,
+    WrongBytes,
+    docker_config,
+)
 
 pytestmark = pytest.mark.containerd
 
@@ -393,7 +402,6 @@ def test_a_client_that_knows_a_password_which_serve_does_not(
 
 def credentials(directory: str, host: str, user: str, password: str) -> str:
     """Write a docker config.json; the configuration that names it."""
-    login = base64.b64encode(f"{user}:{password}".encode()).decode()
     with open(f"{directory}/docker.json", "w", encoding="utf-8") as written:
-        json.dump({"auths": {host: {"auth": login}}}, written)
+        written.write(docker_config(host, BasicLogin(user, password)))
     return f'[credentials]\ndocker_config = "{directory}/docker.json"\n'

@@ -21,7 +21,6 @@ from tests.integration.lazy import (
     plain_directories,
     read_layout,
     snapshots,
-    start_again,
     status,
     until,
     until_complete,
@@ -54,7 +53,7 @@ def test_serve_is_killed_while_layers_stream(
             assert throttle.bytes < 0.95 * layout.size
             reader.until_another_round()
 
-            start_again(node)
+            node.start_again()
             assert layergate.mounter_pid == mounter
             assert snapshots(node) == known
             assert incomplete(layergate)
@@ -134,7 +133,7 @@ def test_both_are_killed(references: References, throttle: Throttle, directory: 
             layergate.kill9()
             layergate.kill9_mounter()
             assert before.execute(*recipe.COMMAND) == recipe.OUTPUT
-            start_again(node)
+            node.start_again()
             with node.containerd.container(reference, snapshotter=node.name) as after:
                 assert after.execute(*recipe.COMMAND) == recipe.OUTPUT
             throttle.rate = 0

@@ -17,7 +17,7 @@ from tests.integration.conftest import References
 from tests.integration.equality import assert_equal_in_three_states, unpacked
 from tests.integration.harness import Registry, Throttle, mounts
 from tests.integration.image import RealImage
-from tests.integration.lazy import by_way_of, read_layout, start_again, status
+from tests.integration.lazy import by_way_of, read_layout, status
 from tests.integration.manual import SLOW, ManualNode, write_layout
 from tests.integration.node import ON_DEMAND, Node, differences, program_files, running_node
 from tests.integration.zstd_image import FORMS, zstd_image
@@ -189,7 +189,7 @@ def test_streaming_goes_on_after_a_restart(shelf: FaultyRegistry, directory: str
             node.layergate.kill9()
             # Through the mounter, while nobody serves.
             assert one.execute("/bin/cat", "/etc/middle") == "middle\n"
-            start_again(node)
+            node.start_again()
             assert set(node.states_of(image).values()) == {"stub"}
             node.configure("")
             node.until_complete(image)

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 import anyio
 import msgspec
+import pytest
 
 from fetcher.blob import FileBlob
 from fetcher.opening import open_layer
@@ -33,9 +34,9 @@ PATIENCE: Final = 60.0
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
+def until(condition: Callable[[], bool], what: str, *, patience: float = PATIENCE) -> None:
     """Wait for `condition`; fails the test, naming `what` was waited for, if it never holds."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.01)
@@ -165,3 +166,13 @@ def drop_caches() -> None:
     """Have the kernel forget pages, dentries and inodes that nobody uses."""
     with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
         file.write("3")
+
+
+@pytest.fixture(name="node")
+def gate_node(scratch: str) -> Iterator[GateNode]:
+    """A node below `scratch`; for whoever imports it."""
+    node = GateNode(scratch)
+    try:
+        yield node
+    finally:
+        node.close()

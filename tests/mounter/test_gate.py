@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import random
-from collections.abc import Iterator
 from concurrent.futures import wait
 
 import pytest
@@ -17,7 +16,9 @@ from mounter.lowers import Meta, lazy_id, lazy_path
 from mounter.probe import Mode
 from mounter.settings import MounterSettings
 from tests.estargz import dir, file, hardlink, symlink
-from tests.mounter.gate_node import GateNode, drop_caches, read, until
+from tests.mounter.gate_node import GateNode, drop_caches, gate_node, read, until
+
+__all__ = ["gate_node"]
 
 pytestmark = pytest.mark.root
 
@@ -35,15 +36,6 @@ TREE = [
 PROMPT = MounterSettings(late_seconds=0.2)
 CHUNKWISE = MounterSettings(assumed_bandwidth=1, late_seconds=0.2)
 """With a link as slow as that, every file is too large to wait for."""
-
-
-@pytest.fixture
-def node(scratch: str) -> Iterator[GateNode]:
-    node = GateNode(scratch)
-    try:
-        yield node
-    finally:
-        node.close()
 
 
 def noise(size: int, seed: int = 1) -> bytes:

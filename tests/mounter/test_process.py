@@ -23,7 +23,9 @@ from mounter.probe import Mode
 from mounter.settings import MounterSettings
 from mounter.syscalls import detach, mount
 from tests.estargz import file
-from tests.mounter.gate_node import GateNode, read, until
+from tests.mounter.gate_node import GateNode, gate_node, read, until
+
+__all__ = ["gate_node"]
 
 pytestmark = pytest.mark.root
 
@@ -52,15 +54,6 @@ def root(scratch: str) -> Iterator[str]:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             until(lambda pid=pid: not alive(pid), "the end of the mounter")  # type: ignore[misc]
-
-
-@pytest.fixture
-def node(scratch: str) -> Iterator[GateNode]:
-    node = GateNode(scratch)
-    try:
-        yield node
-    finally:
-        node.close()
 
 
 def alive(pid: int) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import random
 import stat
-from collections.abc import Iterator
 
 import pytest
 
 from mounter.probe import Mode
 from mounter.settings import MounterSettings
 from tests.estargz import chardev, dir, fifo, file, hardlink, opaque, symlink, whiteout
-from tests.mounter.gate_node import GateNode, drop_caches, read, until
+from tests.mounter.gate_node import GateNode, drop_caches, gate_node, read, until
 from tests.trees import difference, scan
+
+__all__ = ["gate_node"]
 
 pytestmark = pytest.mark.root
 
@@ -31,15 +32,6 @@ TREE = [
     chardev("usr/null", 1, 3, mode=0o666),
     fifo("usr/pipe"),
 ]
-
-
-@pytest.fixture
-def node(scratch: str) -> Iterator[GateNode]:
-    node = GateNode(scratch)
-    try:
-        yield node
-    finally:
-        node.close()
 
 
 def lower(node: GateNode, layer: str) -> str:

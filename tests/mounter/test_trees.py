@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,8 +11,10 @@ from mounter.lowers import lazy_lowers, release_lazy_lower
 from mounter.settings import MounterSettings
 from mounter.syscalls import detach
 from tests.estargz import dir, file, opaque, whiteout
-from tests.mounter.gate_node import GateNode, drop_caches, read, until
+from tests.mounter.gate_node import GateNode, drop_caches, gate_node, read, until
 from tests.trees import difference, scan
+
+__all__ = ["gate_node"]
 
 pytestmark = pytest.mark.root
 
@@ -26,15 +27,6 @@ TREE = [
     file("usr/two", b"two"),
     whiteout("usr/gone"),
 ]
-
-
-@pytest.fixture
-def node(scratch: str) -> Iterator[GateNode]:
-    node = GateNode(scratch)
-    try:
-        yield node
-    finally:
-        node.close()
 
 
 def trees(node: GateNode, *path: str) -> str:
