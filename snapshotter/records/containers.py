@@ -48,7 +48,7 @@ _LOOK_SECONDS: Final = 0.02
 _PASSING: Final = "containerd-mount"
 """containerd mounts a snapshot in a directory so called for a moment, to look up a user in it, say."""
 _EXPECTED_SECONDS: Final = 60.0
-"""A snapshot that is not mounted by then may never be."""
+"""A snapshot that is not mounted by then may never be, nor one used on which nothing was opened."""
 _CHAIN_ID: Final = re.compile(r"(?:^|/)(sha256:[0-9a-f]{64})(?:@[0-9]+)?$")
 """containerd puts a namespace and a number before it, and we a time behind it where a name is taken."""
 _PATHS: Final = 20_000
@@ -188,8 +188,11 @@ def overlays(mounts: Sequence[Mount]) -> dict[str, str]:
 
 
 async def _follow(recorder: OpenRecorder, seconds: float, gone: anyio.Event) -> None:
-    """Record for so long, or until the container is gone or the recorder full."""
-    with anyio.move_on_after(seconds):
+    """Record for so long from the first open on, or until the container is gone or the recorder full.
+
+    A runtime may take its time from the mount to the first program.
+    """
+    with anyio.move_on_after(_EXPECTED_SECONDS) as limit:
         async with anyio.create_task_group() as tasks:
 
             async def until_gone() -> None:
@@ -197,8 +200,12 @@ async def _follow(recorder: OpenRecorder, seconds: float, gone: anyio.Event) -> 
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(until_gone)
+            begun = False
             while not recorder.full:
                 await anyio.wait_readable(recorder.fileno())
                 while recorder.take():
                     await anyio.lowlevel.checkpoint()
+                if recorder.opens and not begun:
+                    begun = True
+                    limit.deadline = anyio.current_time() + seconds
             tasks.cancel_scope.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -120,6 +121,18 @@ def test_a_running_container_is_recorded_when_its_time_is_over(node: Node, shelf
         # And what comes later is not.
         container.execute(*read("three"))
         assert opens(node, made) == record
+    node.configure(RECORDING)
+
+
+def test_its_time_counts_from_the_first_open(node: Node, shelf: FaultyRegistry) -> None:
+    made = image("late")
+    node.configure(f"{RECORDING}seconds = 0.2\n")
+    node.pull(shelf.add_image("record/late", made))
+    with node.mounted(made) as root:
+        time.sleep(1)  # what a slow runtime takes
+        with open(f"{root}/srv/one", encoding="utf-8") as text:
+            assert text.read() == "one late\n"
+        assert [opened.path for opened in opens(node, made).files] == ["srv/one"]
     node.configure(RECORDING)
 
 
