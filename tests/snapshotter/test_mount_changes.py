@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import anyio
-import pytest
 
 from mounter.mountinfo import read_mounts
 from snapshotter.manual.watching import MountChanges, mount_changes
