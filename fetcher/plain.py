@@ -16,6 +16,7 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,9 +25,12 @@ from typing import Final
 import xattr
 
 from fetcher.errors import StoreError
+from fetcher.limits import Slowness, refused
+from fetcher.logs import get_logger
 from fetcher.nodes import Kind, Node
 from fetcher.tree import LayerTree
 
+_slowness: Final = Slowness(get_logger("layergate.plain"))
 _libc = ctypes.CDLL(None, use_errno=True)
 _BLOCK: Final = 1 << 20
 _FORMATS: Final = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
@@ -50,16 +54,19 @@ class PlainFile:
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         """Write verified bytes at `offset`; each byte of the file is to be written once."""
+        since = time.monotonic()
         try:
             written = os.pwrite(self.fd, data, offset)
             while written < len(data):
                 written += os.pwrite(self.fd, data[written:], offset + written)
         except OSError as error:
             raise _refusal(self.node.path, error) from error
+        _slowness.look(since, self._directory)
         self.missing -= written
 
     def commit(self) -> bool:
         """Give the file its attributes and its name; False if another writer was first."""
+        since = time.monotonic()
         try:
             set_attributes(self.fd, self.node)
             parent = self.node.path.rpartition("/")[0]
@@ -75,6 +82,7 @@ class PlainFile:
             return False
         except OSError as error:
             raise _refusal(self.node.path, error) from error
+        _slowness.look(since, self._directory)
         return True
 
     def _link(self) -> None:
@@ -240,7 +248,7 @@ def _refusals(name: str) -> Iterator[None]:
 
 
 def _refusal(name: str, error: OSError) -> StoreError:
-    return StoreError(f"cannot write {name!r}: {error.strerror}", errno=error.errno or 0)
+    return StoreError(f"cannot write {name!r}: {refused(error)}", errno=error.errno or 0)
 
 
 def set_attributes(target: int | str, node: Node) -> None:
@@ -257,8 +265,8 @@ def set_attributes(target: int | str, node: Node) -> None:
             # A name that this system knows no place for, com.apple.* say: as containerd does, go without.
             if error.errno != errno.ENOTSUP:
                 raise
-    time = node.mtime * 1_000_000_000
-    os.utime(target, ns=(time, time), follow_symlinks=follow)
+    mtime = node.mtime * 1_000_000_000
+    os.utime(target, ns=(mtime, mtime), follow_symlinks=follow)
 
 
 def is_verified(fd: int, node: Node) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import struct
+import time
 from multiprocessing.connection import Connection
 from typing import Final, TypeVar
 
@@ -35,6 +38,9 @@ from mounter.settings import MounterSettings
 
 _START_SECONDS: Final = 30.0
 _ANSWER_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 0.02
+_CREDENTIALS: Final = struct.Struct("3i")
+"""struct ucred: pid, uid, gid."""
 
 R = TypeVar("R", bound=Reply)
 
@@ -74,6 +80,42 @@ class Mounter:
     def stop(self) -> None:
         """End it now. What runs on lazy layers keeps only the files that are here."""
         self._ask(Stop(), Done)
+
+    def dismiss(self) -> None:
+        """As `retire`, of a mounter of any version: by SIGTERM, whatever protocol it speaks."""
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        dismissed = 0
+        while time.monotonic() < deadline:
+            try:
+                pid = self._peer()
+            except OSError:
+                return  # its socket is gone, so it has let go of everything before that
+            if pid != dismissed:
+                try:
+                    os.kill(pid, signal.SIGTERM)
+                except ProcessLookupError:
+                    return
+                except OSError as error:
+                    raise MounterRefused(f"the mounter of {self.root} (pid {pid}): {error}") from error
+                dismissed = pid
+            time.sleep(_LOOK_SECONDS)
+        raise MounterRefused(
+            f"the mounter of {self.root} (pid {dismissed}) did not retire in {_ANSWER_SECONDS:g} s"
+        )
+
+    def _peer(self) -> int:
+        """The process that listens on the socket. Raises OSError."""
+        with (
+            short_socket_path(self.root) as path,
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+        ):
+            connection.settimeout(_ANSWER_SECONDS)
+            connection.connect(path)
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid: int = _CREDENTIALS.unpack(credentials)[0]
+        if pid == 0:
+            raise MounterRefused(f"the mounter of {self.root} runs in another process namespace")
+        return pid
 
     def _ask(self, request: Request, expected: type[R]) -> R:
         try:

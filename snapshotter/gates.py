@@ -16,10 +16,13 @@ from dataclasses import dataclass
 import anyio
 from anyio import to_thread
 
+from fetcher.limits import oom_kills
 from fetcher.logs import get_logger
+from fetcher.version import VERSION
 from mounter.client import Mounter, connect, start_mounter
+from mounter.control import PROTOCOL
 from mounter.control import Status as MounterStatus
-from mounter.errors import MounterError, MounterUnreachable
+from mounter.errors import MounterError, MounterRefused, MounterUnreachable
 from mounter.lock import locked
 from mounter.probe import Mode, probe
 from mounter.settings import MounterSettings
@@ -54,6 +57,8 @@ class Gates:
         self._lock = anyio.Lock()
         self._uses = Uses(root)
         self._reconfigured = anyio.Event()
+        self._oom_kills = 0
+        """When the mounter was attached."""
 
     def configure(self, config: Config) -> None:
         """Take a new configuration; a running mounter gets its part. The mode needs a restart."""
@@ -61,11 +66,11 @@ class Gates:
         self._reconfigured.set()
 
     async def attach(self) -> None:
-        """After a start: find out what this host can do, and take over a mounter that runs already."""
+        """After a start: find out what this host can do, and take over a mounter of this version."""
         await self.probe_host()
         try:
             await self._use()
-            mounter = await to_thread.run_sync(connect, self._root)
+            mounter = await to_thread.run_sync(_connect_own_version, self._root)
             await self._take(mounter)
             await to_thread.run_sync(mounter.configure, self._settings)
         except MounterUnreachable:
@@ -180,7 +185,9 @@ class Gates:
             raise Unavailable(f"the mounter cannot be started: {error}") from error
 
     def _lose(self, error: MounterError) -> None:
-        log.error("mounter_lost", error=str(error))
+        out_of_memory = oom_kills() > self._oom_kills
+        reason = "a process was killed for want of memory" if out_of_memory else None
+        log.error("mounter_lost", error=str(error), reason=reason)
         self._mounter = self._gate = None
 
     async def _use(self) -> None:
@@ -191,8 +198,27 @@ class Gates:
         status = await to_thread.run_sync(mounter.status)
         gate = Gate(status.generation, Mode(status.mode))
         if gate != self._gate:
+            self._oom_kills = oom_kills()
             log.info("mounter_attached", pid=status.pid, mode=status.mode, generation=status.generation)
         self._mounter, self._gate = mounter, gate
+
+
+def _connect_own_version(root: str) -> Mounter:
+    """The mounter that runs, if it is of this version; one of another retires.
+
+    Containers keep the one they have. Raises MounterUnreachable where none is left, MounterRefused.
+    """
+    mounter = Mounter(root)
+    try:
+        status = mounter.status()
+        if (status.protocol, status.version) == (PROTOCOL, VERSION):
+            return mounter
+        version = status.version
+    except MounterRefused:
+        version = "unknown"
+    mounter.dismiss()
+    log.info("mounter_of_another_version_retired", version=version)
+    raise MounterUnreachable(f"the mounter of {root} was of another version")
 
 
 def _connect_or_start(root: str, settings: MounterSettings, mode: Mode) -> Mounter:

@@ -15,6 +15,7 @@ from typing import Final, Self
 import anyio
 from anyio import to_thread
 
+from fetcher.limits import ended, oom_kills
 from mounter import forks
 from snapshotter.worker import (
     Continue,
@@ -45,6 +46,7 @@ class Worker:
         self._ready = ready
         self._pipe: Connection
         self._streaming = False
+        self._oom_kills = oom_kills()
 
     async def __aenter__(self) -> Self:
         self._pipe, theirs = forks.pipe()
@@ -100,6 +102,6 @@ class Worker:
             report: Report = self._pipe.recv()
         except (EOFError, OSError):
             await to_thread.run_sync(self._process.join, _END_SECONDS)
-            code = self._process.exitcode
-            return Failed("WorkerDied", f"the worker process ended without a word (exit code {code})", True)
+            how = ended(self._process.exitcode, oom_kills_before=self._oom_kills)
+            return Failed("WorkerDied", f"the worker process {how}", True)
         return report

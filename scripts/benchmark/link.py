@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
+import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -87,6 +89,15 @@ class Link:
     def beyond(self, command: Sequence[str]) -> list[str]:
         """The command that runs `command` at the far end."""
         return ["ip", "netns", "exec", _NAMESPACE, *command]
+
+    @contextlib.contextmanager
+    def cut(self) -> Iterator[None]:
+        """Nothing passes either way meanwhile, and nobody is told."""
+        os.kill(self._daemon.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._daemon.pid, signal.SIGCONT)
 
     @property
     def received(self) -> int:

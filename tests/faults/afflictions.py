@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tests.faults.world import EIO, World
+from tests.faults.world import World
 from tests.integration.processes import send
 from tests.registry_faults import (
     Drop,
@@ -143,17 +143,44 @@ def _give_inodes_back(world: World, rng: random.Random) -> None:
     os.rmdir(_ballast(world))
 
 
-def _flag(world: World) -> str:
-    return os.path.join(world.directory, EIO)
+def _befall(name: str) -> Act:
+    """Have misfortune.c do what is called so."""
+
+    def strike(world: World, rng: random.Random) -> None:
+        world.befall(name)
+
+    return strike
 
 
-def _fail_disk(world: World, rng: random.Random) -> None:
-    with open(_flag(world), "wb"):
-        pass
+def _spare(name: str) -> Act:
+    def heal(world: World, rng: random.Random) -> None:
+        world.spare(name)
+
+    return heal
 
 
-def _mend_disk(world: World, rng: random.Random) -> None:
-    os.unlink(_flag(world))
+# The rest of the node
+
+
+def _jump(world: World, rng: random.Random) -> None:
+    """By an hour to a month, to either side; back again when it is over."""
+    world.befall("clock", str(rng.choice((-1, 1)) * rng.randrange(3600, 30 * 86400)))
+
+
+def _limit_memory(world: World, rng: random.Random) -> None:
+    world.memory.squeeze()
+
+
+def _unlimit_memory(world: World, rng: random.Random) -> None:
+    """What was killed comes back as a service manager would have it."""
+    world.memory.release()
+    if not world.layergate.running:
+        world.layergate.start()
+
+
+def _upgrade(world: World, rng: random.Random) -> None:
+    world.install_another_version()
+    world.layergate.stop()
 
 
 def _somewhere(kind: Callable[[int], Fault]) -> Callable[[random.Random], Fault]:
@@ -169,6 +196,7 @@ AFFLICTIONS: Final = tuple(
         ("kill -9 of a worker", _kill_worker, _nothing),
         ("kill -9 of all at once", _kill_all, _start_serve),
         ("SIGTERM and restart", _restart, _start_serve),
+        ("upgrade to another version", _upgrade, _start_serve),
         ("registry: 500", _wrong(lambda rng: Status(500)), _heal_registry),
         ("registry: 503", _wrong(lambda rng: Status(503)), _heal_registry),
         (
@@ -188,6 +216,10 @@ AFFLICTIONS: Final = tuple(
         ("registry: down", _down, _up),
         ("disk full", _fill, _empty),
         ("no inodes left", _use_up_inodes, _give_inodes_back),
-        ("I/O errors", _fail_disk, _mend_disk),
+        ("I/O errors", _befall("eio"), _spare("eio")),
+        ("read-only file system", _befall("erofs"), _spare("erofs")),
+        ("slow disk", _befall("slow"), _spare("slow")),
+        ("memory limit", _limit_memory, _unlimit_memory),
+        ("the clock jumps", _jump, _spare("clock")),
     )
 )

@@ -17,6 +17,7 @@ from tests.integration.harness import CommandFailed
 _MOMENT: Final = 3.5
 """Seconds into the round in which the fault strikes; the pull takes one, streaming three more."""
 _LASTS: Final = 2.5
+OUTAGE: Final = "registry: a long outage"
 
 
 @dataclass
@@ -40,11 +41,11 @@ class Round:
                 seen.containers += 2  # the resident is one
                 with Reader(root, image, seen, self.seed) as reader:
                     enemy.join()
-                    self._until_readable(reader)
+                    _until_readable(reader, self.affliction.name)
                     self.world.until_complete(image)
                     # From now on nothing is missing, and nothing may fail.
                     reader.here |= set(image.files)
-                    self._until_readable(reader)
+                    _until_readable(reader, self.affliction.name)
                     reader.check()
                 resident.check()
             self.world.remove(reference)
@@ -69,12 +70,6 @@ class Round:
                     stack.close()
                     enemy.wait_a_moment()
             yield root
-
-    def _until_readable(self, reader: Reader) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while left := reader.read_all():
-            assert time.monotonic() < deadline, f"cannot be read after {self.affliction.name}: {left}"
-            time.sleep(0.2)
 
 
 class _Enemy:
@@ -118,6 +113,54 @@ class _Enemy:
                 self._affliction.heal(self._world, self._rng)
         except BaseException as error:
             self._error = error
+
+
+def outlast(world: World, seed: str, seconds: float) -> None:
+    """The registry is down for so long, and when serve starts; a container of a complete image is started.
+
+    Another container stands on layers of which most is missing, and is read all the time.
+    """
+    rng = random.Random(seed)
+    seen = world.seen.setdefault(OUTAGE, Seen())
+    seen.rounds += 1
+    images = [world.new_image(rng.randrange(1 << 60)) for _ in range(2)]
+    (first, complete), (second, streaming) = images
+    world.pull(first)
+    world.until_complete(complete)
+    world.pull(second)
+    with world.container(second) as container, Reader(container.root, streaming, seen, seed) as reader:
+        seen.containers += 1
+        world.registry.down()
+        try:
+            since = time.monotonic()
+            world.layergate.stop()
+            world.layergate.start()
+            world.node.until_met()
+            with (
+                world.container(first) as whole,
+                Reader(whole.root, complete, seen, seed, here=True) as other,
+            ):
+                seen.containers += 1
+                while time.monotonic() < since + seconds:
+                    assert other.read_all() == []
+                    time.sleep(1)
+                other.check()
+            assert not world.is_complete(streaming), "nothing was missing"
+        finally:
+            world.registry.up()
+        _until_readable(reader, OUTAGE)
+        world.until_complete(streaming)
+        reader.check()
+    for reference, image in images:
+        world.remove(reference)
+        world.forget_image(image)
+
+
+def _until_readable(reader: Reader, after: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while left := reader.read_all():
+        assert time.monotonic() < deadline, f"cannot be read after {after}: {left}"
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager

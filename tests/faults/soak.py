@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from tests.faults.afflictions import AFFLICTIONS
-from tests.faults.rounds import Round, resident, used_once
+from tests.faults.rounds import OUTAGE, Round, outlast, resident, used_once
 from tests.faults.world import Reader, Seen, World, world
 from tests.integration.harness import call
 from tests.integration.processes import python
@@ -21,6 +21,7 @@ from tests.integration.processes import python
 _CLEARING: Final = 25
 """Rounds after which everything is removed, and nothing may be left."""
 _POWER_LOSS: Final = "power loss"
+_NETWORK: Final = "the registry's network is gone"
 _HEADINGS: Final = {
     "rounds": "rounds",
     "containers": "containers running",
@@ -35,14 +36,24 @@ _HEADINGS: Final = {
 @click.option("--minutes", type=click.FloatRange(min=0), default=30.0, show_default=True, help="How long.")
 @click.option("--rounds", type=click.IntRange(min=1), help="How many rounds, however long they take.")
 @click.option("--seed", type=int, help="Repeat a run, as far as its decisions go.")
+@click.option(
+    "--outage",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Begin with the registry down for so many minutes.",
+)
 @click.option("--output", type=click.Path(file_okay=False), help="Where to write soak.md and soak.json.")
-def main(minutes: float, rounds: int | None, seed: int | None, output: str | None) -> None:
+def main(minutes: float, rounds: int | None, seed: int | None, outage: float, output: str | None) -> None:
     """Have a node survive faults, in rounds; the first that it does not survive ends it."""
     seed = random.SystemRandom().randrange(1, 1 << 32) if seed is None else seed
     start = time.monotonic()
     click.echo(f"seed {seed}")
     with world() as node:
         try:
+            if outage:
+                click.echo(f"{time.monotonic() - start:6.0f} s  {OUTAGE}")
+                outlast(node, f"{seed} outage", outage * 60)
             count = _soak(node, seed, start, minutes * 60, rounds)
         finally:
             text = table(node.seen, seed, time.monotonic() - start)
@@ -74,9 +85,10 @@ def _soak(node: World, seed: int, start: float, seconds: float, rounds: int | No
                 reader.check()
         node.clear()
         node.until_nothing_leaks(before)
-        click.echo(f"{time.monotonic() - start:6.0f} s  {count}  {_POWER_LOSS}")
-        add(node.seen.setdefault(_POWER_LOSS, Seen()), lose_power(1, rng.randrange(1 << 60)))
-        count += 1
+        for name, happen in ((_POWER_LOSS, lose_power), (_NETWORK, lose_network)):
+            click.echo(f"{time.monotonic() - start:6.0f} s  {count}  {name}")
+            add(node.seen.setdefault(name, Seen()), happen(1, rng.randrange(1 << 60)))
+            count += 1
     return count
 
 
@@ -88,13 +100,23 @@ def add(total: Seen, more: Seen) -> None:
 
 def lose_power(rounds: int, seed: int) -> Seen:
     """What `tests.faults.power_loss` has seen. Raises CommandFailed."""
-    command = python("tests.faults.power_loss", "--rounds", str(rounds), "--seed", str(seed))
+    return _seen_by("tests.faults.power_loss", rounds, seed)
+
+
+def lose_network(rounds: int, seed: int) -> Seen:
+    """What `tests.faults.network_loss` has seen. Raises CommandFailed."""
+    return _seen_by("scripts.namespaces", rounds, seed, "--network", "tests.faults.network_loss")
+
+
+def _seen_by(module: str, rounds: int, seed: int, *arguments: str) -> Seen:
+    command = python(module, *arguments, "--rounds", str(rounds), "--seed", str(seed))
     return Seen(**json.loads(call(command, timeout=rounds * 300)))
 
 
 def table(seen: dict[str, Seen], seed: int, seconds: float) -> str:
     """What was seen, in Markdown."""
-    rows = [(name, seen[name]) for name in (*(one.name for one in AFFLICTIONS), _POWER_LOSS) if name in seen]
+    names = (*(one.name for one in AFFLICTIONS), OUTAGE, _NETWORK, _POWER_LOSS)
+    rows = [(name, seen[name]) for name in names if name in seen]
     total = Seen()
     for _, one in rows:
         add(total, one)

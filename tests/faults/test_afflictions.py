@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from tests.faults.afflictions import AFFLICTIONS, Affliction
-from tests.faults.rounds import Round, resident, used_once
-from tests.faults.soak import lose_power, table
+from tests.faults.rounds import OUTAGE, Round, outlast, resident, used_once
+from tests.faults.soak import lose_network, lose_power, table
 from tests.faults.world import Reader, Seen, World, world
 
 SEED: Final = int(os.environ.get("LAYERGATE_FAULTS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
@@ -46,6 +46,21 @@ def test_it_is_survived(node: World, reader: Reader, affliction: Affliction) -> 
     print(f"seed {SEED}")  # noqa: T201 - shown on failure
     Round(node, affliction, f"{SEED} {affliction.name}").run(reader)
     assert node.seen[affliction.name].errors_here == 0, node.seen[affliction.name]
+
+
+def test_a_long_outage_is_survived(node: World, reader: Reader) -> None:
+    print(f"seed {SEED}")  # noqa: T201 - shown on failure
+    outlast(node, f"{SEED} outage", 15)
+    seen = node.seen[OUTAGE]
+    assert (seen.containers, seen.errors_here) == (2, 0)
+    reader.check()
+
+
+def test_a_lost_network_is_survived() -> None:
+    print(f"seed {SEED}")  # noqa: T201 - shown on failure
+    seen = lose_network(1, SEED)
+    assert (seen.rounds, seen.errors_here) == (1, 0)
+    assert seen.reads > 100
 
 
 def test_power_losses_are_survived() -> None:

@@ -20,6 +20,8 @@ from typing import Final, Self
 
 from tests import oci
 from tests.estargz import Layer, build, dir, file
+from tests.faults.memory_group import MemoryGroup
+from tests.faults.package import Package
 from tests.faulty_registry import FaultyRegistry
 from tests.integration.caching import cache, programs
 from tests.integration.harness import (
@@ -52,9 +54,7 @@ docker_config = "{docker_config}"
 FILES: Final = 16
 SIZE: Final = 120_000
 LARGE: Final = 3_000_000
-EIO: Final = "eio"
-"""A file in a world's directory: while it is there, layergate's disk fails (eio.c)."""
-_FAILING_DISK: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "eio.c")
+_MISFORTUNE: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "misfortune.c")
 _DISK: Final = 1 << 30
 _INODES: Final = 16_384
 
@@ -196,6 +196,9 @@ class World:
     registry: FaultyRegistry
     node: Node
     base: Layer
+    memory: MemoryGroup
+    """layergate's processes are in it."""
+    package: Package
     seen: dict[str, Seen] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: iter(range(1, 1 << 30)))
 
@@ -207,6 +210,21 @@ class World:
     def disk(self) -> str:
         """Where layergate's file system is mounted."""
         return os.path.dirname(os.path.dirname(self.layergate.root))
+
+    def befall(self, misfortune: str, how: str = "") -> None:
+        """Have misfortune.c's so called happen to layergate's processes until it is spared."""
+        path = os.path.join(self.directory, misfortune)
+        with open(f"{path}.new", "w", encoding="ascii") as file:
+            file.write(how)
+        os.rename(file.name, path)
+
+    def spare(self, misfortune: str) -> None:
+        """Let it be over."""
+        os.unlink(os.path.join(self.directory, misfortune))
+
+    def install_another_version(self) -> None:
+        """Replace the package that layergate runs from, under whatever runs."""
+        self.package.install(f"{next(self._numbers)}.0")
 
     def new_image(self, seed: int) -> tuple[str, Image]:
         """An image that nobody has pulled yet, and its reference."""
@@ -233,11 +251,13 @@ class World:
         One that could not be opened while a fault lasted was unpacked by containerd, and is unknown to us.
         """
         self.node.until_met()
+        eventually(
+            lambda: self.is_complete(image), f"complete layers of {image.image.digest}", patience=PATIENCE
+        )
 
-        def here() -> bool:
-            return set(self.node.states_of(image.image).values()) <= {"complete", "unknown"}
-
-        eventually(here, f"complete layers of {image.image.digest}", patience=PATIENCE)
+    def is_complete(self, image: Image) -> bool:
+        """Whether all layers of an image are here, but for those that containerd has unpacked."""
+        return set(self.node.states_of(image.image).values()) <= {"complete", "unknown"}
 
     def remove(self, reference: str) -> None:
         """Remove an image from containerd, once that has met serve."""
@@ -300,10 +320,14 @@ def world() -> Iterator[World]:
         with open(f"{short}/docker.json", "w", encoding="utf-8") as written:
             written.write(docker_config(registry.host, LOGIN))
         config = CONFIG.format(docker_config=written.name)
-        call(["cc", "-shared", "-fPIC", "-o", f"{short}/eio.so", _FAILING_DISK, "-ldl"])
-        program = ("env", f"LD_PRELOAD={short}/eio.so", f"LAYERGATE_EIO={short}/{EIO}", *LAYERGATE)
+        call(["cc", "-shared", "-fPIC", "-o", f"{short}/misfortune.so", _MISFORTUNE, "-ldl"])
+        environment = [f"LD_PRELOAD={short}/misfortune.so", f"LAYERGATE_MISFORTUNE={short}"]
+        memory = stack.enter_context(MemoryGroup())
+        package = Package(f"{short}/package")
+        program = memory.entered(["env", *environment, *package.environment, *LAYERGATE])
         layergate = stack.enter_context(Layergate(f"{disk}/layergate", config=config, program=program))
         containerd = stack.enter_context(
             Containerd(f"{short}/c", snapshotters={"layergate": layergate.socket})
         )
-        yield World(short, registry, Node(disk, layergate, containerd, "layergate"), programs())
+        node = Node(disk, layergate, containerd, "layergate")
+        yield World(short, registry, node, programs(), memory, package)

@@ -358,6 +358,11 @@ class Layergate:
         self._daemon.end_descendants()
 
     @property
+    def running(self) -> bool:
+        """Whether `serve` runs."""
+        return self._daemon.running
+
+    @property
     def pid(self) -> int:
         """The process id of `serve`."""
         return self._daemon.pid
