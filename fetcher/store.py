@@ -26,6 +26,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import gc
 import hashlib
 import os
 import shutil
@@ -110,6 +111,18 @@ def boot_id() -> str:
     """The running kernel's boot id."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
+
+
+@contextlib.contextmanager
+def _garbage_let_be() -> Iterator[None]:
+    """Collect none meanwhile: a sixth of the time to build a tree goes into looks at what is no garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class LayerStore:
@@ -204,7 +217,8 @@ class LayerStore:
         record = self.record(layer)
         data = self._read(layer, "toc.json")
         verify_toc(data, record.toc_digest)
-        return build_tree(parse_toc(data), end=record.toc_offset)
+        with _garbage_let_be():
+            return build_tree(parse_toc(data), end=record.toc_offset)
 
     def keep_shape(self, layer: str, tree: LayerTree) -> None:
         """Spare others the loading of the tree for what `shape` says. Raises StoreError."""

@@ -7,6 +7,7 @@ process, and what was started by `start_alone` does not. Safe from several threa
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,9 @@ import setproctitle
 _context = multiprocessing.get_context("forkserver")
 _table = threading.Lock()
 """multiprocessing looks through its processes at each start, and fails on one that is just being closed."""
+_PR_SET_PDEATHSIG: Final = 1
+"""include/uapi/linux/prctl.h"""
+_libc = ctypes.CDLL(None, use_errno=True)
 _STANDARD: Final = 3
 """Descriptors that every process has."""
 
@@ -45,6 +49,15 @@ def start_fork_server(modules: Sequence[str]) -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process, just forked by the main thread of `parent`, killed when that ends."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def pipe() -> tuple[Connection, Connection]:

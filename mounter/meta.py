@@ -12,15 +12,17 @@ can be seen is complete, and a process that dies half-way leaves nothing. Blocki
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from fetcher.nodes import Kind, Node
 from fetcher.tree import LayerTree
 from mounter.errors import UnsupportedAttribute, mount_failures
+from mounter.forks import end_with_parent
 from mounter.lock import locked
 from mounter.mountinfo import is_mount_point
 from mounter.syscalls import attach, detach, detached_tmpfs
@@ -29,6 +31,9 @@ _OVERLAY_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
 _METACOPY: Final = "trusted.overlay.metacopy"
 _REDIRECT: Final = "trusted.overlay.redirect"
 _OPAQUE: Final = "trusted.overlay.opaque"
+
+_LARGE: Final = 10_000
+"""Entries from which on a second process is worth its fork."""
 
 _TYPES: Final = {
     Kind.CHARACTER: stat.S_IFCHR,
@@ -47,8 +52,11 @@ def meta_path(root: str, layer: str) -> str:
     return os.path.join(root, "meta", layer, "fs")
 
 
-def ensure_meta(root: str, layer: str, tree: LayerTree) -> str:
+def ensure_meta(root: str, layer: str, tree: LayerTree, *, processes: int = 1) -> str:
     """Make META of `layer` if it is not there yet, and give its path. Safe against concurrent callers.
+
+    A large one is made by so many `processes`, all but one of which are forked off this one: more than one is
+    for a process with one thread and no event loop.
 
     Raises MountFailed, and UnsupportedAttribute if this kernel's tmpfs cannot show the layer whole.
     """
@@ -58,16 +66,16 @@ def ensure_meta(root: str, layer: str, tree: LayerTree) -> str:
         with locked(f"{target}.lock"):
             if not is_mount_point(target):
                 os.makedirs(target, mode=0o700, exist_ok=True)
-                _mount_meta(target, layer, tree)
+                _mount_meta(target, layer, tree, processes)
     return meta_path(root, layer)
 
 
-def _mount_meta(target: str, layer: str, tree: LayerTree) -> None:
+def _mount_meta(target: str, layer: str, tree: LayerTree, processes: int) -> None:
     with detached_tmpfs(source="layergate-meta", options=_TMPFS) as fd:
         os.mkdir("fs", dir_fd=fd)
         top = os.open("fs", _DIRECTORY, dir_fd=fd)
         try:
-            _fill(top, layer, tree)
+            _fill(top, layer, tree, processes)
         finally:
             os.close(top)
         attach(fd, target)
@@ -108,15 +116,15 @@ def build_meta(tree: LayerTree, target: str, *, layer: str) -> None:
     """
     top = os.open(target, _DIRECTORY)
     try:
-        _fill(top, layer, tree)
+        _fill(top, layer, tree, 1)
     finally:
         os.close(top)
 
 
-def _fill(top: int, layer: str, tree: LayerTree) -> None:
-    masked = _umask()
+def _fill(top: int, layer: str, tree: LayerTree, processes: int) -> None:
     directories: dict[str, list[Node]] = {"": []}
     hardlinks: list[tuple[str, str]] = []
+    odd = False
     for path, node in tree.nodes.items():
         if path != node.path:
             hardlinks.append((node.path, path))
@@ -125,22 +133,69 @@ def _fill(top: int, layer: str, tree: LayerTree) -> None:
             directories[path.rpartition("/")[0]].append(node)
         if node.kind is Kind.DIRECTORY:
             directories[path] = []
-    prefix = f"/{layer}/fs/".encode()
-    for path, nodes in directories.items():
+        elif node.xattrs:
+            odd = True
+    for path in directories:
         if path:
             os.mkdir(path, 0o700, dir_fd=top)
-        if not nodes:
-            continue
-        here = os.open(path or ".", _DIRECTORY, dir_fd=top)
-        try:
-            _fill_directory(here, nodes, prefix, masked)
-        finally:
-            os.close(here)
+    # Which xattr a tmpfs has refused is only told in this process.
+    shares = _shares(directories, 1 if odd or len(tree.nodes) < _LARGE else processes)
+    prefix = f"/{layer}/fs/".encode()
+    with ExitStack() as stack:
+        for share in shares[1:]:
+            stack.callback(_await, _fork(top, share, prefix))
+        _fill_directories(top, shares[0], prefix)
     for primary, path in hardlinks:
         os.link(primary, path, src_dir_fd=top, dst_dir_fd=top, follow_symlinks=False)
     # A directory's attributes last: making its children would have changed its mtime.
     for path in directories:
         _dress_directory(top, tree.nodes[path])
+
+
+def _shares(directories: dict[str, list[Node]], count: int) -> list[dict[str, list[Node]]]:
+    """The directories that have anything in them, in so many shares of about as many entries. Pure."""
+    shares: list[dict[str, list[Node]]] = [{} for _ in range(count)]
+    sizes = [0] * count
+    for path, nodes in directories.items():
+        if nodes:
+            least = sizes.index(min(sizes))
+            shares[least][path] = nodes
+            sizes[least] += len(nodes)
+    return shares
+
+
+def _fork(top: int, share: dict[str, list[Node]], prefix: bytes) -> int:
+    """A process that fills these directories, and exits with the number of the error that it met."""
+    parent = os.getpid()
+    child = os.fork()
+    if not child:
+        status = errno.EIO
+        try:
+            end_with_parent(parent)
+            _fill_directories(top, share, prefix)
+            status = 0
+        except OSError as error:
+            status = error.errno or errno.EIO
+        finally:
+            os._exit(status)
+    return child
+
+
+def _await(child: int) -> None:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status:
+        number = status if status > 0 else errno.EINTR
+        raise OSError(number, f"a process that made part of it failed: {os.strerror(number)}")
+
+
+def _fill_directories(top: int, directories: dict[str, list[Node]], prefix: bytes) -> None:
+    masked = _umask()
+    for path, nodes in directories.items():
+        here = os.open(path or ".", _DIRECTORY, dir_fd=top)
+        try:
+            _fill_directory(here, nodes, prefix, masked)
+        finally:
+            os.close(here)
 
 
 def _fill_directory(here: int, nodes: Iterable[Node], prefix: bytes, masked: int) -> None:

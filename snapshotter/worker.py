@@ -7,7 +7,7 @@ reports over its pipe and stops when the pipe closes, so it does not outlive
     serve                 worker
       |  -- fork(task) -->  |
       |  <---- Sound -----  |   the tree is sound, and META will show it whole: the layer can be promised
-      |  <---- Ready -----  |   META stands: the layer can be mounted
+      |  <---- Ready -----  |   META stands: the layer can be mounted. A process of its own makes it meanwhile
       |  <-- Prefetched --  |   [0, landmark) is here
       |  ---- Continue -->  |   (or Stop: give the processor to another layer's prefetch)
       |  <--- Complete ---  |   the completion mark stands
@@ -23,6 +23,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
+from typing import Final
 
 import anyio
 import msgspec
@@ -36,13 +37,15 @@ from fetcher.settings import RegistrySettings
 from fetcher.sources import BlobSources
 from fetcher.store import FileSource, LayerStore
 from fetcher.stream import LayerStream, Pause, missing_spans
+from fetcher.tree import LayerTree
 from mounter.errors import MounterError
-from mounter.forks import set_title
+from mounter.forks import end_with_parent, set_title
 from mounter.meta import ensure_meta
 
 log = get_logger("layergate.worker")
 
 _META_NICE = 2
+_META_PROCESSES = 2
 _PREFETCH_NICE = 4
 _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
@@ -54,6 +57,9 @@ _MEASURE_BYTES = 2 << 20
 """Compressed bytes between two looks at the disk."""
 _WAIT_SECONDS = 0.05
 _LONGEST_YIELD_SECONDS = 5.0
+_MADE = b"made"
+"""What the process that makes META says at last, if it is not a Failed as JSON."""
+_SAID_LIMIT = 1 << 16
 """So that endless foreground work cannot starve a stream."""
 
 
@@ -110,6 +116,8 @@ class Stop(msgspec.Struct, frozen=True):
 
 Order = Continue | Stop
 
+_FAILURES: Final = msgspec.json.Decoder(Failed)
+
 
 class _Stopped(Exception):
     """The order to stop came, or nobody is there any more to give orders."""
@@ -120,17 +128,36 @@ def run_worker(task: Task, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_title(f"worker {task.layer}")
     configure_logs(task.log_level, layer=task.layer)
+    worker = _Worker(task, pipe)
     try:
-        anyio.run(_Worker(task, pipe).run)
+        try:
+            worker.prepare()
+            anyio.run(worker.run)
+        except ExceptionGroup as group:
+            raise _first(group) from group
     except _Stopped:
         return
+    except _MetaFailed as error:
+        _report(pipe, error.report)
     except (FetchError, MounterError) as error:
-        transient = isinstance(error, RegistryError | StoreError)
-        _report(pipe, Failed(type(error).__name__, str(error), transient))
+        _report(pipe, _failed(error))
     except BaseException as error:
         # A defect of ours must reach the scheduler as a failed layer, not as a silent end.
         log.exception("worker_crashed")
         _report(pipe, Failed(type(error).__name__, f"internal error: {error}", False))
+    finally:
+        worker.close()
+
+
+def _first(error: Exception) -> Exception:
+    """What was raised first in a task group."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _failed(error: FetchError | MounterError) -> Failed:
+    return Failed(type(error).__name__, str(error), isinstance(error, RegistryError | StoreError))
 
 
 def _report(pipe: Connection, report: Report) -> None:
@@ -140,11 +167,75 @@ def _report(pipe: Connection, report: Report) -> None:
         raise _Stopped from error
 
 
+class _MetaFailed(Exception):
+    """META could not be made; `report` is what the process that tried says."""
+
+    def __init__(self, report: Failed) -> None:
+        super().__init__(report.message)
+        self.report = report
+
+
+class _Meta:
+    """META being made in a process forked off this one, which has the tree. Close it in any case.
+
+    A second of work for a large layer, in which this process brings the prefetch range.
+    """
+
+    def __init__(self, root: str, layer: str, tree: LayerTree) -> None:
+        """Fork; while no event loop and no thread is here. Raises OSError."""
+        self._said, said = os.pipe()
+        parent = os.getpid()
+        self._pid = os.fork()
+        if not self._pid:
+            status = 1
+            try:
+                end_with_parent(parent)
+                _set_nice(_META_NICE)
+                os.write(said, _make_meta(root, layer, tree))
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(said)
+
+    async def made(self) -> None:
+        """Return when META stands. Raises _MetaFailed."""
+        await anyio.wait_readable(self._said)
+        said = os.read(self._said, _SAID_LIMIT)
+        _, status = os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it has nothing left to do
+        self._pid = 0
+        if not said:
+            how = f"the process that made META ended (exit code {os.waitstatus_to_exitcode(status)})"
+            raise _MetaFailed(Failed("WorkerDied", how, True))
+        if said != _MADE:
+            raise _MetaFailed(_FAILURES.decode(said))
+
+    def close(self) -> None:
+        """End it if it is still at work."""
+        os.close(self._said)
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+
+
+def _make_meta(root: str, layer: str, tree: LayerTree) -> bytes:
+    """What is to be said of it."""
+    try:
+        ensure_meta(root, layer, tree, processes=_META_PROCESSES)
+    except MounterError as error:
+        return msgspec.json.encode(_failed(error))
+    except Exception as error:
+        log.exception("worker_crashed")
+        return msgspec.json.encode(Failed(type(error).__name__, f"internal error: {error}", False))
+    return _MADE
+
+
 class _Worker:
     def __init__(self, task: Task, pipe: Connection) -> None:
         self._task = task
         self._pipe = pipe
         self._store = LayerStore(task.root)
+        self._meta: _Meta | None = None
+        self._ready: anyio.Event
         self._prefetched = False
         self._streaming = False
         self._rate = 0
@@ -153,25 +244,47 @@ class _Worker:
         self._started = 0.0
         self._sent = 0
 
-    async def run(self) -> None:
-        """Do the task; raises FetchError, MounterError, or _Stopped."""
+    def prepare(self) -> None:
+        """Load the tree, promise the layer if that can be done, and have META begun. Raises FetchError."""
         task, store = self._task, self._store
-        tree = store.tree(task.layer)
-        progress = store.progress(task.layer)
-        progress[Field.PREFETCH_END] = tree.landmark or 0
-        progress[Field.FILES_TOTAL] = sum(1 for _ in tree.regular_files())
+        tree = self._tree = store.tree(task.layer)
+        self._progress = store.progress(task.layer)
+        self._progress[Field.PREFETCH_END] = tree.landmark or 0
+        self._progress[Field.FILES_TOTAL] = sum(1 for _ in tree.regular_files())
         store.keep_shape(task.layer, tree)
         if not any(node.xattrs for node in tree.inodes()):
             # Xattrs are the one thing that a tmpfs may refuse, so a layer that has some is not promised yet.
             _report(self._pipe, Sound())
-            # What waits for this word goes on at once, before our META: serve, containerd, other workers.
-            _set_nice(_META_NICE)
         log.debug("sound")
-        ensure_meta(task.root, task.layer, tree)
+        self._meta = _Meta(task.root, task.layer, tree)
+
+    def close(self) -> None:
+        """End what `prepare` has begun."""
+        if self._meta is not None:
+            self._meta.close()
+
+    async def run(self) -> None:
+        """Do the task; raises FetchError, _MetaFailed, or _Stopped, perhaps in an ExceptionGroup."""
+        self._ready = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._report_ready)
+            if not self._task.meta_only:
+                try:
+                    await self._complete()
+                except FetchError:
+                    # Without a registry, too, a container can be started on what is here.
+                    await self._ready.wait()
+                    raise
+
+    async def _report_ready(self) -> None:
+        assert self._meta is not None
+        await self._meta.made()
         log.debug("meta")
         _report(self._pipe, Ready())
-        if task.meta_only:
-            return
+        self._ready.set()
+
+    async def _complete(self) -> None:
+        task, store, tree, progress = self._task, self._store, self._tree, self._progress
         # META of other layers comes before this one's files: nothing can be mounted without it.
         _set_nice(_PREFETCH_NICE)
         plain = PlainLayer(store.fs(task.layer), tree)
@@ -187,6 +300,7 @@ class _Worker:
                 store.mark_complete(task.layer)
         progress[Field.BYTES_DONE] = progress[Field.BYTES_TOTAL]
         progress[Field.FILES_DONE] = progress[Field.FILES_TOTAL]
+        await self._ready.wait()
         _report(self._pipe, Complete())
 
     @contextlib.asynccontextmanager
@@ -202,14 +316,15 @@ class _Worker:
                     yield
                     return
             if not missing_spans(plain, 0, plain.tree.landmark or 0):
-                self._report_prefetched()
+                await self._report_prefetched()
             while self._pipe.poll():
                 self._obey()
             await anyio.sleep(_WAIT_SECONDS)
 
-    def _report_prefetched(self) -> None:
+    async def _report_prefetched(self) -> None:
         if not self._prefetched:
             self._prefetched = True
+            await self._ready.wait()
             _report(self._pipe, Prefetched())
 
     async def _bring(self, plain: PlainLayer, progress: Progress) -> None:
@@ -224,7 +339,7 @@ class _Worker:
             if landmark:
                 await self._stream(sources, plain, progress, Field.FETCHED_PREFETCH, 0, landmark, _go_on)
             log.debug("prefetched")
-            self._report_prefetched()
+            await self._report_prefetched()
             if not self._streaming:
                 self._obey()
             _set_nice(_BACKGROUND_NICE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -11,8 +12,9 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from tests.integration.harness import call
+from tests.integration.harness import CommandFailed, call
 
+_LOOKS: Final = 5
 _SCRIPTS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -50,7 +52,12 @@ def _jiffies() -> tuple[int, int]:
 def disk_use(directory: str) -> int:
     """Bytes allocated below a directory, on its own file system."""
     os.sync()
-    return int(call(["du", "--summarize", "--block-size=1", "--one-file-system", directory]).split()[0])
+    command = ["du", "--summarize", "--block-size=1", "--one-file-system", directory]
+    for _ in range(_LOOKS):
+        with contextlib.suppress(CommandFailed):  # something was removed while it looked
+            return int(call(command).split()[0])
+        time.sleep(1)
+    return int(call(command).split()[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,10 @@ class MemoryGroup:
         """The command that runs `command` in the group."""
         return ["sh", "-c", f'echo 0 >{self._path}/cgroup.procs && exec "$@"', "sh", *command]
 
+    def limit(self, count: int) -> None:
+        """Allow `count` bytes."""
+        self._write(self._limit, str(count))
+
     def squeeze(self) -> None:
         """Allow no more than there is at any moment, until `release`: what needs more is killed."""
         self._released.clear()

@@ -40,6 +40,24 @@ print("started", flush=True)
 time.sleep(600)
 """
 
+# Answers as no mounter of this version does, and ends in good order.
+STRANGER: Final = """
+import os, signal, socket, sys
+def leave(*_):
+    os.unlink(sys.argv[1])
+    os._exit(0)
+signal.signal(signal.SIGTERM, leave)
+with socket.socket(socket.AF_UNIX) as server:
+    server.bind(sys.argv[1])
+    server.listen()
+    print("listening", flush=True)
+    while True:
+        client, _ = server.accept()
+        with client:
+            if client.recv(1000):
+                client.sendall(b'{"type": "novelty"}\\n')
+"""
+
 
 @pytest.fixture
 def root(scratch: str) -> Iterator[str]:
@@ -174,7 +192,7 @@ def test_trees_can_be_loaded_beforehand(node: GateNode) -> None:
     until(lambda: b"not_warmed" in read(node.root, "mounter.log"), "the layer that is not there")
 
 
-@pytest.mark.parametrize("how", ["retire", "SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("how", ["retire", "dismiss", "SIGTERM", "SIGINT", "SIGHUP"])
 def test_retired_it_ends_when_nobody_uses_the_gate_any_more(node: GateNode, how: str) -> None:
     pid = node.start().pid
     layer = node.add([file("one", b"1"), file("two", b"2")])
@@ -202,8 +220,27 @@ def test_retired_it_ends_when_nobody_uses_the_gate_any_more(node: GateNode, how:
 def retire(node: GateNode, how: str, pid: int) -> None:
     if how == "retire":
         node.mounter.retire()
+    elif how == "dismiss":
+        node.mounter.dismiss()
     else:
         os.kill(pid, signal.Signals[how])
+
+
+def test_one_that_speaks_another_protocol_can_be_dismissed(root: str) -> None:
+    os.makedirs(root)
+    with subprocess.Popen(
+        [sys.executable, "-c", STRANGER, socket_path(root)], stdout=subprocess.PIPE
+    ) as stranger:
+        assert stranger.stdout is not None
+        assert stranger.stdout.readline() == b"listening\n"
+        with pytest.raises(MounterRefused, match="another protocol"):
+            connect(root)
+        Mounter(root).dismiss()
+        assert stranger.wait(10) == 0
+    with pytest.raises(MounterUnreachable):
+        connect(root)
+    Mounter(root).dismiss()  # there is none, and that is what was asked for
+    assert start_mounter(root, MounterSettings(), Mode.GATE).status().mode == "gate"
 
 
 def test_retired_with_nobody_on_it_it_ends_at_once(root: str) -> None:
