@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from typing import Final
 
 import pytest
 
@@ -15,6 +16,7 @@ from mounter.errors import MountFailed, UnsupportedAttribute
 from mounter.meta import build_meta, ensure_meta, meta_path, metas, release_meta
 from mounter.mountinfo import mounts_below
 from mounter.syscalls import mount_tmpfs
+from tests import trees
 from tests.mounter.mounts import device, directory, file, symlink, tree, whiteout
 
 pytestmark = pytest.mark.root
@@ -208,6 +210,46 @@ def test_a_process_killed_half_way_leaves_no_mount(scratch: str) -> None:
     assert metas(scratch) == []
     assert mounts_below(scratch) == []
     assert os.listdir(ensure_meta(scratch, "key", tree(file("a")))) == ["a"]
+
+
+# One thread, and as many files as are worth a second process.
+LARGE: Final = """
+import os, sys
+from mounter.errors import MountFailed
+from mounter.meta import ensure_meta, metas
+from tests.mounter.mounts import *
+root, names, processes = sys.argv[1], sys.argv[2].split(), int(sys.argv[3])
+nodes = [directory("d", mode=0o751), directory("d/empty"), directory("e")]
+nodes += [file(f"{number}", size=number) for number in range(8000)]
+nodes += [file(f"d/{number}", mode=0o4711, uid=7) for number in range(3000)]
+nodes += [symlink("e/link", "d/1"), *(file(name) for name in names)]
+nodes[-1].links = ["d/another"]
+try:
+    ensure_meta(root, "key", tree(*nodes), processes=processes)
+except MountFailed as error:
+    print(error.errno, metas(root))
+"""
+
+
+def make_large(root: str, *names: str, processes: int) -> str:
+    os.mkdir(root)
+    command = [sys.executable, "-c", LARGE, root, " ".join(names), str(processes)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def test_a_large_one_is_the_same_whether_one_or_two_processes_make_it(scratch: str) -> None:
+    made = []
+    for processes in (1, 2):
+        assert make_large(f"{scratch}/{processes}", "e/last", processes=processes) == ""
+        made.append(trees.scan(meta_path(f"{scratch}/{processes}", "key")))
+    assert len(made[0]) > 11_000
+    assert made[0] == made[1]
+
+
+def test_a_failure_in_the_second_process_is_one_of_both(scratch: str) -> None:
+    said = make_large(f"{scratch}/2", f"d/{'n' * 300}", processes=2)
+    assert said == f"{errno.ENAMETOOLONG} []\n"
+    assert mounts_below(scratch) == []
 
 
 def test_releasing_leaves_nothing(scratch: str) -> None:
