@@ -27,6 +27,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Self
 from uuid import uuid4
 
+from mounter.client import Mounter
+from mounter.errors import MounterError
 from tests.integration.processes import REPOSITORY, Daemon, Mount, is_running, mounts, send, unmount_below
 from tests.integration.throttle import Throttle
 
@@ -320,6 +322,10 @@ class Layergate:
 
     def __exit__(self, *_exception: object) -> None:
         try:
+            self._daemon.stop()
+            with contextlib.suppress(MounterError):
+                Mounter(self.root).stop()
+                self._daemon.wait_for_descendants(patience=3)
             self._daemon.__exit__()
         finally:
             unmount_below(self.root)

@@ -135,6 +135,10 @@ class Node:
             patience=patience,
         )
 
+    def is_lazy(self, image: oci.Image) -> bool:
+        """Whether every layer of an image was opened by layergate, and nothing more was asked of it."""
+        return set(self.states_of(image).values()) <= {"stub", "streaming"}
+
     def states_of(self, image: oci.Image) -> dict[str, str]:
         """The states by digest of the image's layers that have a table of contents; "unknown" is one."""
         known = {one.digest: one.state for one in self.states()}

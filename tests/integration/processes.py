@@ -126,6 +126,12 @@ class Daemon:
                 return sorted(found - {own})
             found |= more
 
+    def wait_for_descendants(self, *, patience: float) -> None:
+        """Give them so many seconds to end by themselves."""
+        deadline = time.monotonic() + patience
+        while self.descendants() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
     def end_descendants(self, *, patience: float = 10) -> None:
         """SIGKILL to all descendants, until none is left."""
         deadline = time.monotonic() + patience

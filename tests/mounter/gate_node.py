@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import anyio
@@ -20,7 +21,7 @@ from fetcher.plain import PlainLayer
 from fetcher.store import FileSource, LayerStore
 from mounter.client import Mounter
 from mounter.control import Status
-from mounter.errors import MounterUnreachable
+from mounter.errors import MounterError, MounterUnreachable
 from mounter.lowers import Meta, mount_lazy_lower
 from mounter.meta import ensure_meta
 from mounter.probe import Mode
@@ -151,6 +152,10 @@ class GateNode:
         return self._pool.submit(function)
 
     def close(self) -> None:
+        with suppress(MounterError):
+            self.mounter.stop()
+            with suppress(subprocess.TimeoutExpired):
+                self.processes[-1].wait(3)
         for process in self.processes:
             process.kill()
             process.wait()
