@@ -7,6 +7,7 @@ cycle, so that the garbage collector need not look at the hundred thousand of a 
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -21,6 +22,11 @@ class Kind(enum.Enum):
     BLOCK = "block"
     FIFO = "fifo"
     WHITEOUT = "whiteout"
+
+
+_NO_XATTRS: Final[dict[str, bytes]] = {}
+_NO_LINKS: Final[list[str]] = []
+"""Shared by all nodes that have none, which are nearly all: 120 bytes less each. Never to be changed."""
 
 
 class Chunk(msgspec.Struct, gc=False, eq=False):
@@ -43,7 +49,8 @@ class Node(msgspec.Struct, gc=False, eq=False):
 
     `path` has no leading slash and is "" for the root; `links` are further paths of the same inode.
     `mode` has permission, suid, sgid and sticky bits; `mtime` is in seconds. `chunks` are those of a
-    regular file, in the file's order and the blob's; an empty file has none.
+    regular file, in the file's order and the blob's; an empty file has none. What a node has no xattrs or
+    links in is shared with others: assign, and add to nothing that is empty.
     """
 
     path: str
@@ -56,10 +63,10 @@ class Node(msgspec.Struct, gc=False, eq=False):
     target: str = ""
     major: int = 0
     minor: int = 0
-    xattrs: dict[str, bytes] = {}
+    xattrs: dict[str, bytes] = msgspec.field(default_factory=lambda: _NO_XATTRS)
     opaque: bool = False
     chunks: tuple[Chunk, ...] = ()
-    links: list[str] = []
+    links: list[str] = msgspec.field(default_factory=lambda: _NO_LINKS)
 
 
 class Member(msgspec.Struct, gc=False, eq=False):

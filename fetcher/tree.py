@@ -309,7 +309,10 @@ def _link(nodes: dict[str, Node], hardlinks: dict[str, str]) -> None:
             raise InvalidToc(f"{path!r} is a hard link to {target!r}, which is not in the layer")
         if node.kind is Kind.DIRECTORY:
             raise InvalidToc(f"{path!r} is a hard link to the directory {node.path!r}")
-        node.links.append(path)
+        if node.links:
+            node.links.append(path)
+        else:
+            node.links = [path]
     for path, target in hardlinks.items():
         nodes[path] = nodes[target]
 
