@@ -17,6 +17,8 @@ log = get_logger("layergate.mounter")
 READY: Final = "ready"
 """What a mounter says to its starter once its gate is mounted; anything else says why it is not."""
 
+LOCK: Final = "mounter.lock"
+"""Locked by the mounter in charge."""
 ALIVE: Final = "mounter.alive"
 """In a root: each of its mounters has a shared flock on it, retired ones too, as long as it lives."""
 _FUSE_CONNECTIONS: Final = "/sys/fs/fuse/connections"

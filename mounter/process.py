@@ -54,7 +54,7 @@ from mounter.control import (
     Warm,
 )
 from mounter.counters import Counters
-from mounter.daemon import READY, allow_many_files, let_many_wait, show_life, spare_from_oom
+from mounter.daemon import LOCK, READY, allow_many_files, let_many_wait, show_life, spare_from_oom
 from mounter.errors import AlreadyRunning, MounterError, MountFailed
 from mounter.files import OpenFiles
 from mounter.gate import Gate
@@ -117,7 +117,7 @@ class MounterProcess:
         """
         store = LayerStore(self.root)
         store.create_directories()
-        self._lock = _lock(os.path.join(self.root, "mounter.lock"), patience=_LOCK_SECONDS)
+        self._lock = _lock(os.path.join(self.root, LOCK), patience=_LOCK_SECONDS)
         show_life(self.root)
         self._tasks = anyio.create_task_group()
         self._server = ControlServer(self.root, self._answer, self._tasks)
@@ -186,7 +186,7 @@ class MounterProcess:
         if not os.listdir(os.path.join(self.root, "late")):
             return True
         try:
-            lock = _lock(os.path.join(self.root, "mounter.lock"))
+            lock = _lock(os.path.join(self.root, LOCK))
         except AlreadyRunning:
             return True
         try:

@@ -11,6 +11,8 @@ needs it first starts it, and a keeper that leaves retires it if nobody else use
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
@@ -20,10 +22,11 @@ from fetcher.limits import oom_kills
 from fetcher.logs import get_logger
 from fetcher.version import VERSION
 from mounter.client import Mounter, connect, start_mounter
-from mounter.control import PROTOCOL
+from mounter.control import PROTOCOL, socket_path
 from mounter.control import Status as MounterStatus
+from mounter.daemon import LOCK
 from mounter.errors import MounterError, MounterRefused, MounterUnreachable
-from mounter.lock import locked
+from mounter.lock import is_locked, locked
 from mounter.probe import Mode, probe
 from mounter.settings import MounterSettings
 from mounter.swap import mounts_on
@@ -34,6 +37,7 @@ from snapshotter.errors import Unavailable
 log = get_logger("layergate.gates")
 
 _WATCH_SECONDS = 5.0
+_END_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +245,23 @@ def retire_unused(root: str) -> None:
         try:
             connect(root).retire()
         except MounterUnreachable:
+            if _lives(root):
+                raise  # and does not answer
+            # Nobody holds the gate, so what is left of it is dead.
             gate = os.path.join(os.path.realpath(root), "gate")
             if mounts_on(gate):
-                # Nobody holds the gate, so what is still mounted there is dead.
                 from mounter.process import clear_gate  # here, as it loads libfuse
 
                 clear_gate(gate)
+            with suppress(FileNotFoundError):
+                os.unlink(socket_path(root))
+
+
+def _lives(root: str) -> bool:
+    """Whether a mounter is in charge, and not just being ended by the kernel."""
+    deadline = time.monotonic() + _END_SECONDS
+    while is_locked(os.path.join(root, LOCK)):
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.02)
+    return False
