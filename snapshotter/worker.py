@@ -78,7 +78,7 @@ class Sound(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """META stands: the layer can be mounted."""
+    """META stands, and what is here may be shown: the layer can be mounted."""
 
 
 class Prefetched(msgspec.Struct, frozen=True):
@@ -236,6 +236,8 @@ class _Worker:
         self._store = LayerStore(task.root)
         self._meta: _Meta | None = None
         self._ready: anyio.Event
+        self._trusted: anyio.Event
+        """What is in fs/ may be shown: it was written since the machine started, or verified."""
         self._prefetched = False
         self._streaming = False
         self._rate = 0
@@ -265,23 +267,32 @@ class _Worker:
 
     async def run(self) -> None:
         """Do the task; raises FetchError, _MetaFailed, or _Stopped, perhaps in an ExceptionGroup."""
-        self._ready = anyio.Event()
+        self._ready, self._trusted = anyio.Event(), anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._report_ready)
-            if not self._task.meta_only:
+            if self._task.meta_only:
+                self._trusted.set()
+            else:
+                self._look_at_trust()
                 try:
                     await self._complete()
                 except FetchError:
-                    # Without a registry, too, a container can be started on what is here.
-                    await self._ready.wait()
+                    if self._trusted.is_set():
+                        # Without a registry, too, a container can be started on what is here.
+                        await self._ready.wait()
                     raise
 
     async def _report_ready(self) -> None:
         assert self._meta is not None
         await self._meta.made()
         log.debug("meta")
+        await self._trusted.wait()
         _report(self._pipe, Ready())
         self._ready.set()
+
+    def _look_at_trust(self) -> None:
+        if self._store.is_complete(self._task.layer) or self._store.same_boot(self._task.layer):
+            self._trusted.set()
 
     async def _complete(self) -> None:
         task, store, tree, progress = self._task, self._store, self._tree, self._progress
@@ -294,10 +305,12 @@ class _Worker:
                     dropped = plain.drop_unverified()
                     store.mark_boot(task.layer)
                     log.info("verified_after_restart", dropped_files=dropped)
+                self._trusted.set()
                 plain.make_directories()
                 await self._bring(plain, progress)
                 plain.finish()
                 store.mark_complete(task.layer)
+        self._trusted.set()
         progress[Field.BYTES_DONE] = progress[Field.BYTES_TOTAL]
         progress[Field.FILES_DONE] = progress[Field.FILES_TOTAL]
         await self._ready.wait()
@@ -315,7 +328,8 @@ class _Worker:
                 else:
                     yield
                     return
-            if not missing_spans(plain, 0, plain.tree.landmark or 0):
+            self._look_at_trust()
+            if self._trusted.is_set() and not missing_spans(plain, 0, plain.tree.landmark or 0):
                 await self._report_prefetched()
             while self._pipe.poll():
                 self._obey()

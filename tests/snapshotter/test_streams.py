@@ -106,6 +106,25 @@ async def test_a_wanted_layer_becomes_complete(node: _Node) -> None:
     assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
 
 
+async def test_what_another_boot_left_is_verified_before_the_layer_can_be_mounted(node: _Node) -> None:
+    layer = await node.open(build(_entries()), "image")
+    node.store.distrust(layer)
+    torn = Path(node.store.fs(layer), "usr/file7")
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"\0" * 3000)
+    async with node.streams() as streams, anyio.create_task_group() as tasks:
+        with node.store.lock(layer):  # somebody else is at it
+            tasks.start_soon(streams.ready, layer)
+            await _until(lambda: metas(node.store.root) == [layer])
+            await anyio.sleep(0.3)
+            assert not streams._jobs[layer].ready.is_set()
+            assert torn.read_bytes() == b"\0" * 3000
+        await streams.ready(layer)
+        assert not torn.exists() or torn.read_bytes() == bytes([7]) * 3000
+        await _until(lambda: node.completed == [layer])
+    assert torn.read_bytes() == bytes([7]) * 3000
+
+
 async def test_more_layers_than_places_all_become_complete(node: _Node) -> None:
     layers = [await node.open(build(_entries(count)), f"image{count}") for count in range(1, 10)]
     async with node.streams() as streams:
