@@ -36,6 +36,7 @@ from anyio.abc import TaskStatus
 
 from fetcher.errors import FetchError
 from fetcher.logs import configure_logs, get_logger
+from fetcher.stalls import watch_for_stalls
 from fetcher.store import LayerStore
 from fetcher.version import VERSION
 from mounter.blobs import Blobs
@@ -129,6 +130,7 @@ class MounterProcess:
         async with self._tasks:
             self._tasks.start_soon(self._serve_fuse)
             self._tasks.start_soon(self._sweep, store)
+            self._tasks.start_soon(watch_for_stalls)
             await self._tasks.start(self._serve_signals)
             await self._tasks.start(self._server.serve)
             await to_thread.run_sync(let_many_wait, self.root, self._gate, _MAX_TASKS)

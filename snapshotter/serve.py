@@ -15,6 +15,7 @@ from anyio import to_thread
 from fetcher.credentials import docker_config_path
 from fetcher.logs import configure_logs, get_logger
 from fetcher.sources import BlobSources
+from fetcher.stalls import watch_for_stalls
 from fetcher.store import LayerStore
 from mounter.fork_socket import keep_fork_socket_in
 from mounter.forks import start_fork_server
@@ -93,6 +94,7 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
 
             await to_thread.run_sync(keep_fork_socket_in, store.root)
             await to_thread.run_sync(start_fork_server, (*workers.PRELOAD, *commands.PRELOAD))
+            tasks.start_soon(watch_for_stalls)
             await tasks.start(streams.run)
             await gates.attach()
             tasks.start_soon(gates.run)
