@@ -1,7 +1,7 @@
 """Tells of an event loop that does not come round: what it is at, while it is at it.
 
-A defect of ours, a disk that answers nothing, or a machine without time to spare keeps everybody waiting who is
-served by the loop. Whoever looks at the log then should read where.
+A defect of ours, a disk that answers nothing, or a machine without time to spare keeps everybody waiting whom
+the loop serves. Whoever looks at the log then should read where.
 """
 
 from __future__ import annotations
