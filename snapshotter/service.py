@@ -50,7 +50,10 @@ async def abort(context: _Context, error: Exception) -> NoReturn:
     for kind in type(error).__mro__:
         if kind in STATUSES:
             await context.abort(STATUSES[kind], str(error))
-    log.error("call_failed", exc_info=error)
+    if isinstance(error, SnapshotterError | OSError):
+        log.error("call_failed", error=str(error))
+    else:  # a defect of ours
+        log.error("call_failed", exc_info=error)
     message = str(error) if isinstance(error, SnapshotterError) else f"{type(error).__name__}: {error}"
     await context.abort(grpc.StatusCode.INTERNAL, " ".join(message.split()))
 

@@ -38,7 +38,7 @@ from fetcher.sources import BlobSources
 from fetcher.store import FileSource, LayerStore
 from fetcher.stream import LayerStream, Pause, missing_spans
 from fetcher.tree import LayerTree
-from mounter.errors import MounterError
+from mounter.errors import MounterError, MountFailed
 from mounter.forks import end_with_parent, set_title
 from mounter.meta import ensure_meta
 
@@ -139,7 +139,7 @@ def run_worker(task: Task, pipe: Connection) -> None:
         return
     except _MetaFailed as error:
         _report(pipe, error.report)
-    except (FetchError, MounterError) as error:
+    except (FetchError, MounterError, OSError) as error:
         _report(pipe, _failed(error))
     except BaseException as error:
         # A defect of ours must reach the scheduler as a failed layer, not as a silent end.
@@ -156,8 +156,10 @@ def _first(error: Exception) -> Exception:
     return error
 
 
-def _failed(error: FetchError | MounterError) -> Failed:
-    return Failed(type(error).__name__, str(error), isinstance(error, RegistryError | StoreError))
+def _failed(error: FetchError | MounterError | OSError) -> Failed:
+    # What the node lacks now, room, memory, a disk that can be written to, it may have soon.
+    transient = isinstance(error, RegistryError | StoreError | MountFailed | OSError)
+    return Failed(type(error).__name__, str(error), transient)
 
 
 def _report(pipe: Connection, report: Report) -> None:
@@ -221,7 +223,7 @@ def _make_meta(root: str, layer: str, tree: LayerTree) -> bytes:
     """What is to be said of it."""
     try:
         ensure_meta(root, layer, tree, processes=_META_PROCESSES)
-    except MounterError as error:
+    except (MounterError, OSError) as error:
         return msgspec.json.encode(_failed(error))
     except Exception as error:
         log.exception("worker_crashed")

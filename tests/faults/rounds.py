@@ -145,7 +145,7 @@ def outlast(world: World, seed: str, seconds: float) -> None:
                     assert other.read_all() == []
                     time.sleep(1)
                 other.check()
-            assert not world.is_complete(streaming), "nothing was missing"
+            assert world.incomplete(streaming), "nothing was missing"
         finally:
             world.registry.up()
         _until_readable(reader, OUTAGE)
