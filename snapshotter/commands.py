@@ -75,7 +75,7 @@ async def serve_commands(address: str) -> AsyncIterator[None]:
             yield
             tasks.cancel_scope.cancel()
     finally:
-        with listener, suppress(FileNotFoundError):
+        with listener, suppress(OSError):
             os.unlink(path)
 
 

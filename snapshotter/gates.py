@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import anyio
 from anyio import to_thread
 
-from fetcher.limits import oom_kills
+from fetcher.limits import oom_kills, refused
 from fetcher.logs import get_logger
 from fetcher.version import VERSION
 from mounter.client import Mounter, connect, start_mounter
@@ -79,7 +79,7 @@ class Gates:
             await to_thread.run_sync(mounter.configure, self._settings)
         except MounterUnreachable:
             self._uses.close()
-        except MounterError as error:
+        except (MounterError, Unavailable) as error:
             log.warning("mounter_not_taken_over", error=str(error))
 
     async def probe_host(self) -> str:
@@ -195,8 +195,12 @@ class Gates:
         self._mounter = self._gate = None
 
     async def _use(self) -> None:
+        """Raises Unavailable."""
         if GATE not in self._uses:
-            await to_thread.run_sync(self._uses.add, GATE)
+            try:
+                await to_thread.run_sync(self._uses.add, GATE)
+            except OSError as error:
+                raise Unavailable(f"the mounter cannot be started: {refused(error)}") from error
 
     async def _take(self, mounter: Mounter) -> None:
         status = await to_thread.run_sync(mounter.status)

@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,7 @@ from snapshotter.streams import LayerStreams
 log = get_logger("layergate.serve")
 
 _DRAIN_SECONDS: Final = 5.0
+_AGAIN_SECONDS: Final = 1.0
 
 
 async def serve(*, root: str, address: str, config_path: str | None, level: str | None) -> None:
@@ -97,13 +99,12 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             tasks.start_soon(watch_for_stalls)
             await tasks.start(streams.run)
             await gates.attach()
-            tasks.start_soon(gates.run)
+            tasks.start_soon(_kept, gates.run)
             standing = await snapshotter.all_standing()
             await lazy.restore((one.snapshot.name, one.chain) for one in standing)
             await snapshotter.retain_layers()
-            tasks.start_soon(lazy.run)
-            tasks.start_soon(keeper.run)
-            tasks.start_soon(records.run)
+            for part in (lazy, keeper, records):
+                tasks.start_soon(_kept, part.run)
             credentials = docker_config_path(config.credentials.docker_config)
             tasks.start_soon(watch_config, config_path or DEFAULT_CONFIG, [credentials], apply)
             service = SnapshotsService(snapshotter)
@@ -118,3 +119,15 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
                 log.info("stopping")
             await service.drain(_DRAIN_SECONDS)
             tasks.cancel_scope.cancel()
+
+
+async def _kept(work: Callable[[], Awaitable[None]]) -> None:
+    """Do endless work, and begin it again when a defect has ended it: everything else of serve's goes on."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("work_broken", work=getattr(work, "__qualname__", repr(work)))
+            await anyio.sleep(_AGAIN_SECONDS)
+        else:
+            return

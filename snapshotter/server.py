@@ -65,8 +65,8 @@ async def serve_grpc(path: str, *services: Register, grace: float = 5.0) -> Asyn
     try:
         yield server
     finally:
-        # Unless somebody has put another socket there.
-        with suppress(FileNotFoundError):
+        # Unless somebody has put another socket there. One that cannot be removed the next start replaces.
+        with suppress(OSError):
             if os.lstat(path).st_ino == ours:
                 os.unlink(path)
         await server.stop(grace)

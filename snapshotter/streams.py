@@ -26,6 +26,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup, TaskStatus
 
 from fetcher.demand import HOLD_SECONDS, Demand, Slot
+from fetcher.limits import refused
 from fetcher.logs import get_logger
 from fetcher.store import LayerStore
 from mounter.uses import Uses
@@ -245,10 +246,9 @@ class LayerStreams:
         uses = Uses(self._store.root)
         self._running[id(job)] = job
         try:
-            await to_thread.run_sync(uses.add, job.layer)
             with job.scope:
                 while True:
-                    report = await self._tried(job)
+                    report = await self._tried(job, uses)
                     if not isinstance(report, Failed):
                         break
                     log.warning("layer_failed", layer=job.layer, kind=report.kind, error=report.message)
@@ -269,12 +269,16 @@ class LayerStreams:
             log.info("layer_complete", layer=job.layer)
             self._completed(job.layer)
 
-    async def _tried(self, job: _Job) -> Report:
-        """`_attempt`, whatever goes wrong in it."""
+    async def _tried(self, job: _Job, uses: Uses) -> Report:
+        """`_attempt`, whatever goes wrong in it. The layer is in `uses` from the first on."""
         try:
+            if job.layer not in uses:
+                await to_thread.run_sync(uses.add, job.layer)
             return await self._attempt(job)
+        except OSError as error:  # no process, no descriptor, no room to be had
+            return Failed(type(error).__name__, f"{error.filename or job.layer}: {refused(error)}", True)
         except Exception as error:
-            # No process to be had, or a defect of ours: it costs the layer a try, and not the node its serve.
+            # A defect of ours: it costs the layer a try, and not the node its serve.
             log.exception("layer_attempt_broken", layer=job.layer)
             return Failed(type(error).__name__, f"internal error: {error}", True)
 

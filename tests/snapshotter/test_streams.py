@@ -125,6 +125,18 @@ async def test_what_another_boot_left_is_verified_before_the_layer_can_be_mounte
     assert torn.read_bytes() == bytes([7]) * 3000
 
 
+async def test_a_layer_that_cannot_be_marked_as_used_is_tried_again(node: _Node) -> None:
+    layer = await node.open(build(_entries()), "image")
+    uses = Path(node.store.root, "uses")
+    uses.write_bytes(b"")  # where the directory is to be
+    async with node.streams() as streams:
+        streams.want(layer)
+        await _until(lambda: streams.state(layer)[0] is State.FAILED)
+        assert "uses" in str(streams.state(layer)[1])
+        uses.unlink()
+        await _until(lambda: node.completed == [layer])
+
+
 async def test_more_layers_than_places_all_become_complete(node: _Node) -> None:
     layers = [await node.open(build(_entries(count)), f"image{count}") for count in range(1, 10)]
     async with node.streams() as streams:
