@@ -125,6 +125,31 @@ async def test_what_another_boot_left_is_verified_before_the_layer_can_be_mounte
     assert torn.read_bytes() == bytes([7]) * 3000
 
 
+@pytest.mark.parametrize("apart", [10, 300_000])
+async def test_what_containerd_reads_before_a_start_is_here_first(node: _Node, apart: int) -> None:
+    node.config = Config(stream=StreamConfig(enabled=False))
+    between = random.Random(1).randbytes(apart)
+    entries = [
+        file("etc/group", b"g"),
+        file("etc/between", between),
+        file("etc/passwd", b"p"),
+        file("z", b"z"),
+    ]
+    layer = await node.open(build([dir("etc/"), file("first", b"1"), landmark(), *entries]), "image")
+    async with node.streams() as streams:
+        await streams.prefetched(layer)
+    here = {
+        name
+        for name in ("first", "etc/group", "etc/between", "etc/passwd", "z")
+        if _is_here(node, layer, name)
+    }
+    assert here == {"first", "etc/group", "etc/passwd"} | ({"etc/between"} if apart == 10 else set())
+
+
+def _is_here(node: _Node, layer: str, name: str) -> bool:
+    return os.path.exists(os.path.join(node.store.fs(layer), name))
+
+
 async def test_a_layer_that_cannot_be_marked_as_used_is_tried_again(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     uses = Path(node.store.root, "uses")
