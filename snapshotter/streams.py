@@ -33,7 +33,7 @@ from mounter.uses import Uses
 from snapshotter.config import Config
 from snapshotter.errors import LayerFailed, Unavailable
 from snapshotter.places import Place, Preparing
-from snapshotter.worker import Continue, Failed, Prefetched, Report, Task
+from snapshotter.worker_messages import Continue, Failed, Prefetched, Report, Task
 from snapshotter.workers import Worker
 
 log = get_logger("layergate.streams")

@@ -26,26 +26,33 @@ from multiprocessing.connection import Connection
 from typing import Final
 
 import anyio
-import msgspec
 
 from fetcher.demand import Demand
-from fetcher.errors import FetchError, RegistryError, StoreError
+from fetcher.errors import FetchError, StoreError
 from fetcher.logs import configure_logs, get_logger
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
-from fetcher.settings import RegistrySettings
 from fetcher.sources import BlobSources
 from fetcher.store import FileSource, LayerStore
 from fetcher.stream import LayerStream, Pause, missing_spans
 from fetcher.tree import LayerTree
-from mounter.errors import MounterError, MountFailed
-from mounter.forks import end_with_parent, set_title
-from mounter.meta import ensure_meta
+from mounter.errors import MounterError
+from mounter.forks import set_title
+from snapshotter.worker_messages import (
+    Complete,
+    Failed,
+    Order,
+    Prefetched,
+    Ready,
+    Report,
+    Sound,
+    Stop,
+    Task,
+)
+from snapshotter.worker_meta import MetaFailed, MetaMaking, failed
 
 log = get_logger("layergate.worker")
 
-_META_NICE = 2
-_META_PROCESSES = 2
 _PREFETCH_NICE = 4
 _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
@@ -57,69 +64,10 @@ _MEASURE_BYTES = 2 << 20
 """Compressed bytes between two looks at the disk."""
 _WAIT_SECONDS = 0.05
 _LONGEST_YIELD_SECONDS = 5.0
+"""So that endless foreground work cannot starve a stream."""
 _LOOKED_UP: Final = ("etc/passwd", "etc/group")
 _LOOKED_UP_SPAN: Final = 256 << 10
 """Compressed bytes between them that cost less than a request."""
-_MADE = b"made"
-"""What the process that makes META says at last, if it is not a Failed as JSON."""
-_SAID_LIMIT = 1 << 16
-"""So that endless foreground work cannot starve a stream."""
-
-
-class Task(msgspec.Struct, frozen=True):
-    """What a worker is to do; picklable. `meta_only`: build META and be done."""
-
-    root: str
-    layer: str
-    registry: RegistrySettings
-    log_level: str
-    meta_only: bool = False
-
-
-class Sound(msgspec.Struct, frozen=True):
-    """The tree is sound, and META will show it whole: the layer can be promised."""
-
-
-class Ready(msgspec.Struct, frozen=True):
-    """META stands, and what is here may be shown: the layer can be mounted."""
-
-
-class Prefetched(msgspec.Struct, frozen=True):
-    """The prefetch range is here."""
-
-
-class Complete(msgspec.Struct, frozen=True):
-    """The completion mark stands."""
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """The layer cannot go on now. `kind` names the error; `transient` errors are worth another try soon."""
-
-    kind: str
-    message: str
-    transient: bool
-
-
-Report = Sound | Ready | Prefetched | Complete | Failed
-
-
-class Continue(msgspec.Struct, frozen=True):
-    """Stream the rest, at no more than `bytes_per_second` (0: no limit). Sent again when that changes.
-
-    While less than `min_free` bytes are free on the disk, the stream waits.
-    """
-
-    bytes_per_second: int = 0
-    min_free: int = 0
-
-
-class Stop(msgspec.Struct, frozen=True):
-    """End now."""
-
-
-Order = Continue | Stop
-
-_FAILURES: Final = msgspec.json.Decoder(Failed)
 
 
 class _Stopped(Exception):
@@ -140,10 +88,10 @@ def run_worker(task: Task, pipe: Connection) -> None:
             raise _first(group) from group
     except _Stopped:
         return
-    except _MetaFailed as error:
+    except MetaFailed as error:
         _report(pipe, error.report)
     except (FetchError, MounterError, OSError) as error:
-        _report(pipe, _failed(error))
+        _report(pipe, failed(error))
     except BaseException as error:
         # A defect of ours must reach the scheduler as a failed layer, not as a silent end.
         log.exception("worker_crashed")
@@ -159,12 +107,6 @@ def _first(error: Exception) -> Exception:
     return error
 
 
-def _failed(error: FetchError | MounterError | OSError) -> Failed:
-    # What the node lacks now, room, memory, a disk that can be written to, it may have soon.
-    transient = isinstance(error, RegistryError | StoreError | MountFailed | OSError)
-    return Failed(type(error).__name__, str(error), transient)
-
-
 def _report(pipe: Connection, report: Report) -> None:
     try:
         pipe.send(report)
@@ -172,74 +114,12 @@ def _report(pipe: Connection, report: Report) -> None:
         raise _Stopped from error
 
 
-class _MetaFailed(Exception):
-    """META could not be made; `report` is what the process that tried says."""
-
-    def __init__(self, report: Failed) -> None:
-        super().__init__(report.message)
-        self.report = report
-
-
-class _Meta:
-    """META being made in a process forked off this one, which has the tree. Close it in any case.
-
-    A second of work for a large layer, in which this process brings the prefetch range.
-    """
-
-    def __init__(self, root: str, layer: str, tree: LayerTree) -> None:
-        """Fork; while no event loop and no thread is here. Raises OSError."""
-        self._said, said = os.pipe()
-        parent = os.getpid()
-        self._pid = os.fork()
-        if not self._pid:
-            status = 1
-            try:
-                end_with_parent(parent)
-                _set_nice(_META_NICE)
-                os.write(said, _make_meta(root, layer, tree))
-                status = 0
-            finally:
-                os._exit(status)
-        os.close(said)
-
-    async def made(self) -> None:
-        """Return when META stands. Raises _MetaFailed."""
-        await anyio.wait_readable(self._said)
-        said = os.read(self._said, _SAID_LIMIT)
-        _, status = os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it has nothing left to do
-        self._pid = 0
-        if not said:
-            how = f"the process that made META ended (exit code {os.waitstatus_to_exitcode(status)})"
-            raise _MetaFailed(Failed("WorkerDied", how, True))
-        if said != _MADE:
-            raise _MetaFailed(_FAILURES.decode(said))
-
-    def close(self) -> None:
-        """End it if it is still at work."""
-        os.close(self._said)
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-
-
-def _make_meta(root: str, layer: str, tree: LayerTree) -> bytes:
-    """What is to be said of it."""
-    try:
-        ensure_meta(root, layer, tree, processes=_META_PROCESSES)
-    except (MounterError, OSError) as error:
-        return msgspec.json.encode(_failed(error))
-    except Exception as error:
-        log.exception("worker_crashed")
-        return msgspec.json.encode(Failed(type(error).__name__, f"internal error: {error}", False))
-    return _MADE
-
-
 class _Worker:
     def __init__(self, task: Task, pipe: Connection) -> None:
         self._task = task
         self._pipe = pipe
         self._store = LayerStore(task.root)
-        self._meta: _Meta | None = None
+        self._meta: MetaMaking | None = None
         self._ready: anyio.Event
         self._trusted: anyio.Event
         """What is in fs/ may be shown: it was written since the machine started, or verified."""
@@ -263,7 +143,7 @@ class _Worker:
             # Xattrs are the one thing that a tmpfs may refuse, so a layer that has some is not promised yet.
             _report(self._pipe, Sound())
         log.debug("sound")
-        self._meta = _Meta(task.root, task.layer, tree)
+        self._meta = MetaMaking(task.root, task.layer, tree)
 
     def close(self) -> None:
         """End what `prepare` has begun."""
@@ -271,7 +151,7 @@ class _Worker:
             self._meta.close()
 
     async def run(self) -> None:
-        """Do the task; raises FetchError, _MetaFailed, or _Stopped, perhaps in an ExceptionGroup."""
+        """Do the task; raises FetchError, MetaFailed, or _Stopped, perhaps in an ExceptionGroup."""
         self._ready, self._trusted = anyio.Event(), anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._report_ready)

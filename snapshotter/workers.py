@@ -17,17 +17,8 @@ from anyio import to_thread
 
 from fetcher.limits import ended, oom_kills
 from mounter import forks
-from snapshotter.worker import (
-    Continue,
-    Failed,
-    Order,
-    Ready,
-    Report,
-    Sound,
-    Stop,
-    Task,
-    run_worker,
-)
+from snapshotter.worker import run_worker
+from snapshotter.worker_messages import Continue, Failed, Order, Ready, Report, Sound, Stop, Task
 
 PRELOAD: Final = ("snapshotter.worker", "anyio._backends._asyncio", "httpx", "mounter.process", "trio")
 """What workers and the mounter need, for the fork server to have it loaded."""

@@ -1,0 +1,61 @@
+"""What serve and a worker process say to each other over their pipe; all of it can be pickled."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fetcher.settings import RegistrySettings
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What a worker is to do; picklable. `meta_only`: build META and be done."""
+
+    root: str
+    layer: str
+    registry: RegistrySettings
+    log_level: str
+    meta_only: bool = False
+
+
+class Sound(msgspec.Struct, frozen=True):
+    """The tree is sound, and META will show it whole: the layer can be promised."""
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """META stands, and what is here may be shown: the layer can be mounted."""
+
+
+class Prefetched(msgspec.Struct, frozen=True):
+    """The prefetch range is here."""
+
+
+class Complete(msgspec.Struct, frozen=True):
+    """The completion mark stands."""
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The layer cannot go on now. `kind` names the error; `transient` errors are worth another try soon."""
+
+    kind: str
+    message: str
+    transient: bool
+
+
+Report = Sound | Ready | Prefetched | Complete | Failed
+
+
+class Continue(msgspec.Struct, frozen=True):
+    """Stream the rest, at no more than `bytes_per_second` (0: no limit). Sent again when that changes.
+
+    While less than `min_free` bytes are free on the disk, the stream waits.
+    """
+
+    bytes_per_second: int = 0
+    min_free: int = 0
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """End now."""
+
+
+Order = Continue | Stop
