@@ -277,7 +277,10 @@ class World:
         """Remove every image and every layer. Fails if containerd's view and ours differ then."""
         for reference in self.node.containerd.ctr("images", "ls", "--quiet").split():
             self.remove(reference)
-        eventually(lambda: not any(self._snapshots()), "containerd and layergate to have no snapshots")
+        deadline = time.monotonic() + PATIENCE
+        while any(left := self._snapshots()):
+            assert time.monotonic() < deadline, f"snapshots of containerd and of layergate: {left}"
+            time.sleep(0.2)
 
         def removed() -> bool:
             cache(self.layergate, "clean", "--all")

@@ -206,8 +206,11 @@ def test_a_pull_that_is_stopped_streams_no_more(
         # What was announced, and for which no Prepare comes, would be kept up for a minute.
         eventually(lambda: not _workers(node), "the workers to end", patience=40)
         throttle.rate = 0
-        assert clean(node)["done"] is True
-        assert layer_directories(node.layergate) == []
+
+        def removed() -> bool:
+            return clean(node)["done"] is True and layer_directories(node.layergate) == []
+
+        eventually(removed, "the layers to be removed", patience=40)
 
 
 def test_a_layer_that_is_unpacked_the_ordinary_way_is_not_streamed_as_well(

@@ -61,5 +61,6 @@ def test_an_image_without_landmarks_runs_on_what_it_asks_for(
         assert node.run(reference, recipe.COMMAND) == recipe.OUTPUT
         fetched = status(node.layergate).fetched_bytes
         assert fetched.on_demand > 0
-        assert fetched.prefetch == fetched.background == 0
+        assert fetched.background == 0
+        assert fetched.prefetch < 100_000, "what containerd itself looks up, before a start"
         assert throttle.bytes < 0.5 * layout.size, "what it asks for, and what lies beside that"

@@ -267,5 +267,6 @@ def test_it_runs_on_what_it_asks_for(
         assert node.run(reference, recipe.COMMAND) == recipe.OUTPUT
         fetched = status(node.layergate).fetched_bytes
         assert fetched.on_demand > 0
-        assert fetched.prefetch == fetched.background == 0
+        assert fetched.background == 0
+        assert fetched.prefetch < 100_000, "what containerd itself looks up, before a start"
         assert throttle.bytes < 0.3 * read_layout(forms[form]).size
