@@ -274,7 +274,13 @@ class World:
         self.node.containerd.ctr("images", "rm", "--sync", reference)
 
     def clear(self) -> None:
-        """Remove every image and every layer. Fails if containerd's view and ours differ then."""
+        """Remove every image and every layer. Fails if containerd's view and ours differ then.
+
+        A container whose removal failed while a fault lasted is removed too: containerd keeps both, it and
+        its snapshot, until somebody asks again.
+        """
+        self.node.until_met()
+        self.node.containerd.remove_containers()
         for reference in self.node.containerd.ctr("images", "ls", "--quiet").split():
             self.remove(reference)
         deadline = time.monotonic() + PATIENCE

@@ -264,8 +264,12 @@ class Containerd:
             # Only containerd and its shims can take containers down without leaving cgroups and sockets.
             self.start()
         if self._daemon.running:
-            for name in self.ctr("containers", "list", "--quiet").split():
-                self._remove_container(name)
+            self.remove_containers()
+
+    def remove_containers(self) -> None:
+        """Remove every container, and its snapshot with it, also those whose removal has failed before."""
+        for name in self.ctr("containers", "list", "--quiet").split():
+            self._remove_container(name)
 
     def _remove_container(self, name: str) -> None:
         # Each step may find its work done: the task may have ended, containerd may have been stopped.
