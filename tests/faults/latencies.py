@@ -6,6 +6,7 @@ Nothing else should run on the machine. What must be right in a crowd is in test
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,9 @@ from typing import Final
 
 import click
 
+from mounter.mountinfo import mounts_below
 from mounter.settings import MounterSettings
+from mounter.syscalls import detach
 from tests.estargz import file
 from tests.faults.test_crowds import PROCESSES, THREADS, content, make_images
 from tests.integration.harness import Layergate, Registry, fresh_file_system
@@ -96,6 +99,8 @@ def _gate_node() -> Iterator[GateNode]:
             yield node
         finally:
             node.close()
+            for mount in reversed(mounts_below(os.path.realpath(scratch))):
+                detach(mount.target)
 
 
 if __name__ == "__main__":
