@@ -47,6 +47,10 @@ def lose_once(node: Node, link: Link, registry: FarRegistry, base: Layer, seed: 
                 time.sleep(rng.uniform(1, _LASTS))
             eventually(lambda: reader.read_all() == [], "files after the network is back", patience=90)
             node.until_complete(image.image)
+            # From now on nothing is missing, and nothing may fail.
+            reader.here |= set(image.files)
+            for _ in range(2):
+                assert reader.read_all() == []
             reader.check()
 
 
