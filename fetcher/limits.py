@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import time
 from typing import Final
@@ -69,4 +68,4 @@ class Slowness:
         now = time.monotonic()
         if now - since >= SLOW_SECONDS and now >= self._next:
             self._next = now + self._PAUSE
-            self._log.warning("disk_slow", seconds=round(now - since, 1), directory=os.fspath(directory))
+            self._log.warning("disk_slow", seconds=round(now - since, 1), directory=directory)

@@ -49,8 +49,8 @@ class Node(msgspec.Struct, gc=False, eq=False):
 
     `path` has no leading slash and is "" for the root; `links` are further paths of the same inode.
     `mode` has permission, suid, sgid and sticky bits; `mtime` is in seconds. `chunks` are those of a
-    regular file, in the file's order and the blob's; an empty file has none. What a node has no xattrs or
-    links in is shared with others: assign, and add to nothing that is empty.
+    regular file, in the file's order and the blob's; an empty file has none. Nodes without xattrs, or
+    links, share one empty dict, or list: give a node one of its own, and never add to an empty one.
     """
 
     path: str

@@ -87,7 +87,7 @@ class Mounter:
         dismissed = 0
         while time.monotonic() < deadline:
             try:
-                pid = self._peer()
+                pid = self.pid()
             except OSError:
                 return  # its socket is gone, so it has let go of everything before that
             if pid != dismissed:
@@ -103,8 +103,8 @@ class Mounter:
             f"the mounter of {self.root} (pid {dismissed}) did not retire in {_ANSWER_SECONDS:g} s"
         )
 
-    def _peer(self) -> int:
-        """The process that listens on the socket. Raises OSError."""
+    def pid(self) -> int:
+        """The process that listens on the socket, of whatever version. Raises OSError if none does."""
         with (
             short_socket_path(self.root) as path,
             socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,

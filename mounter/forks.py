@@ -51,8 +51,25 @@ def start_fork_server(modules: Sequence[str]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def end_with_parent(parent: int) -> None:
-    """Have this process, just forked by the main thread of `parent`, killed when that ends."""
+def fork_child(work: Callable[[], int]) -> int:
+    """A child of this process that does `work`, exits with what that gives, and is killed when this one ends.
+
+    It has all that is in memory here. From the main thread, with no other thread and no event loop. Gives its
+    pid; 1 is its status after what `work` raises. Raises OSError.
+    """
+    parent = os.getpid()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            _end_with_parent(parent)
+            status = work()
+        finally:
+            os._exit(status)
+    return child
+
+
+def _end_with_parent(parent: int) -> None:
     if _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -17,12 +17,13 @@ import os
 import stat
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Final
 
 from fetcher.nodes import Kind, Node
 from fetcher.tree import LayerTree
 from mounter.errors import UnsupportedAttribute, mount_failures
-from mounter.forks import end_with_parent
+from mounter.forks import fork_child
 from mounter.lock import locked
 from mounter.mountinfo import is_mount_point
 from mounter.syscalls import attach, detach, detached_tmpfs
@@ -143,7 +144,7 @@ def _fill(top: int, layer: str, tree: LayerTree, processes: int) -> None:
     prefix = f"/{layer}/fs/".encode()
     with ExitStack() as stack:
         for share in shares[1:]:
-            stack.callback(_await, _fork(top, share, prefix))
+            stack.callback(_await, fork_child(partial(_fill_share, top, share, prefix)))
         _fill_directories(top, shares[0], prefix)
     for primary, path in hardlinks:
         os.link(primary, path, src_dir_fd=top, dst_dir_fd=top, follow_symlinks=False)
@@ -164,21 +165,13 @@ def _shares(directories: dict[str, list[Node]], count: int) -> list[dict[str, li
     return shares
 
 
-def _fork(top: int, share: dict[str, list[Node]], prefix: bytes) -> int:
-    """A process that fills these directories, and exits with the number of the error that it met."""
-    parent = os.getpid()
-    child = os.fork()
-    if not child:
-        status = errno.EIO
-        try:
-            end_with_parent(parent)
-            _fill_directories(top, share, prefix)
-            status = 0
-        except OSError as error:
-            status = error.errno or errno.EIO
-        finally:
-            os._exit(status)
-    return child
+def _fill_share(top: int, share: dict[str, list[Node]], prefix: bytes) -> int:
+    """Fill these directories; 0, or the number of the error that was met."""
+    try:
+        _fill_directories(top, share, prefix)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def _await(child: int) -> None:

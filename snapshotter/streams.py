@@ -26,14 +26,13 @@ from anyio import to_thread
 from anyio.abc import TaskGroup, TaskStatus
 
 from fetcher.demand import HOLD_SECONDS, Demand, Slot
-from fetcher.limits import refused
 from fetcher.logs import get_logger
 from fetcher.store import LayerStore
 from mounter.uses import Uses
 from snapshotter.config import Config
 from snapshotter.errors import LayerFailed, Unavailable
 from snapshotter.places import Place, Preparing
-from snapshotter.worker_messages import Continue, Failed, Prefetched, Report, Task
+from snapshotter.worker_messages import Continue, Failed, Prefetched, Report, Task, failed
 from snapshotter.workers import Worker
 
 log = get_logger("layergate.streams")
@@ -276,7 +275,7 @@ class LayerStreams:
                 await to_thread.run_sync(uses.add, job.layer)
             return await self._attempt(job)
         except OSError as error:  # no process, no descriptor, no room to be had
-            return Failed(type(error).__name__, f"{error.filename or job.layer}: {refused(error)}", True)
+            return failed(error)
         except Exception as error:
             # A defect of ours: it costs the layer a try, and not the node its serve.
             log.exception("layer_attempt_broken", layer=job.layer)

@@ -48,8 +48,9 @@ from snapshotter.worker_messages import (
     Sound,
     Stop,
     Task,
+    failed,
 )
-from snapshotter.worker_meta import MetaFailed, MetaMaking, failed
+from snapshotter.worker_meta import MetaFailed, MetaMaking
 
 log = get_logger("layergate.worker")
 

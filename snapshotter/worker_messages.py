@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from fetcher.errors import FetchError, RegistryError, StoreError
+from fetcher.limits import refused
 from fetcher.settings import RegistrySettings
+from mounter.errors import MounterError, MountFailed
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -39,6 +42,16 @@ class Failed(msgspec.Struct, frozen=True):
     kind: str
     message: str
     transient: bool
+
+
+def failed(error: FetchError | MounterError | OSError) -> Failed:
+    """What is said of an error that is no defect of ours. Pure."""
+    # What the node lacks now, room, memory, a disk that can be written to, it may have soon.
+    transient = isinstance(error, RegistryError | StoreError | MountFailed | OSError)
+    message = str(error)
+    if isinstance(error, OSError):
+        message = f"{error.filename}: {refused(error)}" if error.filename else refused(error)
+    return Failed(type(error).__name__, message, transient)
 
 
 Report = Sound | Ready | Prefetched | Complete | Failed

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from typing import Final
 
 import anyio
 import msgspec
 
-from fetcher.errors import FetchError, RegistryError, StoreError
 from fetcher.logs import get_logger
 from fetcher.tree import LayerTree
-from mounter.errors import MounterError, MountFailed
-from mounter.forks import end_with_parent
+from mounter.errors import MounterError
+from mounter.forks import fork_child
 from mounter.meta import ensure_meta
-from snapshotter.worker_messages import Failed
+from snapshotter.worker_messages import Failed, failed
 
 log = get_logger("layergate.worker")
 
-META_NICE: Final = 2
+_NICE: Final = 2
 _PROCESSES: Final = 2
 _MADE: Final = b"made"
 """What the process that makes META says at last, if it is not a Failed as JSON."""
 _SAID_LIMIT: Final = 1 << 16
 _FAILURES: Final = msgspec.json.Decoder(Failed)
-
-
-def failed(error: FetchError | MounterError | OSError) -> Failed:
-    """What a worker says of an error that is not a defect of ours."""
-    # What the node lacks now, room, memory, a disk that can be written to, it may have soon.
-    transient = isinstance(error, RegistryError | StoreError | MountFailed | OSError)
-    return Failed(type(error).__name__, str(error), transient)
 
 
 class MetaFailed(Exception):
@@ -51,17 +44,7 @@ class MetaMaking:
     def __init__(self, root: str, layer: str, tree: LayerTree) -> None:
         """Fork; while no event loop and no thread is here. Raises OSError."""
         self._said, said = os.pipe()
-        parent = os.getpid()
-        self._pid = os.fork()
-        if not self._pid:
-            status = 1
-            try:
-                end_with_parent(parent)
-                os.setpriority(os.PRIO_PROCESS, 0, META_NICE)
-                os.write(said, _make_meta(root, layer, tree))
-                status = 0
-            finally:
-                os._exit(status)
+        self._pid = fork_child(partial(_make_meta, said, root, layer, tree))
         os.close(said)
 
     async def made(self) -> None:
@@ -84,8 +67,14 @@ class MetaMaking:
             os.waitpid(self._pid, 0)
 
 
-def _make_meta(root: str, layer: str, tree: LayerTree) -> bytes:
-    """What is to be said of it."""
+def _make_meta(said: int, root: str, layer: str, tree: LayerTree) -> int:
+    """Make it, and write into `said` how that went; the exit status."""
+    os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    os.write(said, _made(root, layer, tree))
+    return 0
+
+
+def _made(root: str, layer: str, tree: LayerTree) -> bytes:
     try:
         ensure_meta(root, layer, tree, processes=_PROCESSES)
     except (MounterError, OSError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import re
@@ -53,11 +52,15 @@ def disk_use(directory: str) -> int:
     """Bytes allocated below a directory, on its own file system."""
     os.sync()
     command = ["du", "--summarize", "--block-size=1", "--one-file-system", directory]
-    for _ in range(_LOOKS):
-        with contextlib.suppress(CommandFailed):  # something was removed while it looked
+    looks = 0
+    while True:
+        try:
             return int(call(command).split()[0])
-        time.sleep(1)
-    return int(call(command).split()[0])
+        except CommandFailed:  # something was removed while it looked
+            looks += 1
+            if looks == _LOOKS:
+                raise
+            time.sleep(1)
 
 
 @dataclass(frozen=True, slots=True)

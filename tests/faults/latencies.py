@@ -6,22 +6,20 @@ Nothing else should run on the machine. What must be right in a crowd is in test
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import click
 
-from mounter.mountinfo import mounts_below
 from mounter.settings import MounterSettings
-from mounter.syscalls import detach
 from tests.estargz import file
 from tests.faults.test_crowds import PROCESSES, THREADS, content, make_images
 from tests.integration.harness import Layergate, Registry, fresh_file_system
 from tests.integration.node import running_node
+from tests.mounter.conftest import scratch_directory
 from tests.mounter.gate_node import GateNode
 from tests.snapshotter.snapshots_client import SnapshotsClient
 
@@ -43,7 +41,8 @@ def main() -> None:
 
 
 def _opens(of: str, paths: Sequence[str]) -> None:
-    with _gate_node() as node:
+    with scratch_directory() as scratch, contextlib.closing(GateNode(scratch)) as node:
+        node.start(settings=MounterSettings(wait_seconds=600, neighbour_bytes=0))
         root = node.container(node.add([file(name, content(name)) for name in dict.fromkeys(paths)]))
 
         def read(path: str) -> None:
@@ -88,19 +87,6 @@ def _row(what: str, items: Sequence[str], act: Callable[[str], object], *, threa
     found = [seconds[min(len(seconds) - 1, int(len(seconds) * share))] for share in _PERCENTILES]
     cells = " | ".join(f"{value:.3f} s" for value in (*found, every))
     click.echo(f"| {len(items):,} {what} | {threads or len(items):,} | {cells} |")
-
-
-@contextlib.contextmanager
-def _gate_node() -> Iterator[GateNode]:
-    with tempfile.TemporaryDirectory(prefix="layergate-") as scratch:
-        node = GateNode(scratch)
-        try:
-            node.start(settings=MounterSettings(wait_seconds=600, neighbour_bytes=0))
-            yield node
-        finally:
-            node.close()
-            for mount in reversed(mounts_below(os.path.realpath(scratch))):
-                detach(mount.target)
 
 
 if __name__ == "__main__":

@@ -257,11 +257,11 @@ class World:
         while left := self.incomplete(image):
             time.sleep(pause)
             pause = min(pause * 1.5, 10.0)
-            users = used_by(self.layergate) if pause > 5 else {}
-            wanted = [digest for digest in left if pause <= 5 or users.get(digest)]
-            if not wanted:
-                return
-            assert time.monotonic() < deadline, f"not complete: {wanted}, used by {users}"
+            if pause > 5:
+                users = used_by(self.layergate)
+                if not any(users.get(digest) for digest in left):
+                    return
+            assert time.monotonic() < deadline, f"not complete: {left}"
 
     def incomplete(self, image: Image) -> list[str]:
         """The layers that we know and that are not all here."""

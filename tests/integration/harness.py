@@ -19,7 +19,6 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -380,11 +379,7 @@ class Layergate:
     @property
     def mounter_pid(self) -> int:
         """The process that listens on the mounter's socket."""
-        with socket.socket(socket.AF_UNIX) as peer:
-            peer.connect(os.path.join(self.root, "mounter.sock"))
-            credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, _, _ = struct.unpack("3i", credentials)
-        return int(pid)
+        return Mounter(self.root).pid()
 
     @property
     def descendants(self) -> list[int]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -14,8 +15,9 @@ from mounter.syscalls import detach
 from tests.mounter.mounts import LazyNode
 
 
-@pytest.fixture
-def scratch() -> Iterator[str]:
+@contextmanager
+def scratch_directory() -> Iterator[str]:
+    """A directory that goes at the end, with what is mounted below it."""
     directory = os.path.realpath(tempfile.mkdtemp(prefix="layergate-test-"))
     try:
         yield directory
@@ -23,6 +25,12 @@ def scratch() -> Iterator[str]:
         for mount in reversed(mounts_below(directory)):
             detach(mount.target)
         shutil.rmtree(directory)
+
+
+@pytest.fixture
+def scratch() -> Iterator[str]:
+    with scratch_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
