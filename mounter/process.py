@@ -175,9 +175,10 @@ class MounterProcess:
                 await to_thread.run_sync(self._clear_late if self._retired else self._late.sweep)
                 await self._ondemand.layers.sweep(self._settings.idle_seconds)
                 await self._ondemand.waits.flush()
-            except OSError as error:  # what could not be removed now will be tried again
+                before, dispensable = dispensable, await to_thread.run_sync(self._is_dispensable, store)
+            except (FetchError, OSError) as error:  # what could not be removed now will be tried again
                 log.warning("not_swept", error=str(error))
-            before, dispensable = dispensable, await to_thread.run_sync(self._is_dispensable, store)
+                before = False
             if before and dispensable:
                 log.info("dispensable")
                 self._tasks.cancel_scope.cancel()
@@ -213,7 +214,10 @@ class MounterProcess:
             task_status.started()
             async for number in signals:
                 log.info("signal", number=int(number))
-                await self._retire()
+                try:
+                    await self._retire()
+                except OSError as error:  # whoever sent it may send another
+                    log.error("not_retired", error=str(error))
 
     async def _answer(self, request: Request) -> Reply:
         match request:
@@ -267,9 +271,13 @@ class MounterProcess:
             return
         self._retired = True
         log.info("retiring")
-        await to_thread.run_sync(self._late.retire)
-        self._server.close()
-        await to_thread.run_sync(clear_gate, self._gate)
+        try:
+            await to_thread.run_sync(self._late.retire)
+            self._server.close()
+            await to_thread.run_sync(clear_gate, self._gate)
+        except OSError:
+            self._retired = False
+            raise
         os.close(self._lock)
 
     def _status(self) -> Status:

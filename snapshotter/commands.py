@@ -106,8 +106,8 @@ async def _accept(listener: socket.socket) -> None:
         with connection:
             try:
                 await to_thread.run_sync(start_alone, "command", _run, connection)
-            except OSError as error:  # the caller sees its socket closed, and does the work itself
-                log.warning("command_not_forked", error=str(error))
+            except Exception as error:  # the caller sees its socket closed, and does the work itself
+                log.warning("command_not_forked", error=repr(error))
 
 
 def _run(connection: socket.socket) -> None:

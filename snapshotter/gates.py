@@ -187,6 +187,8 @@ class Gates:
             )
         except MounterError as error:
             raise Unavailable(f"the mounter cannot be started: {error}") from error
+        except OSError as error:
+            raise _cannot_start(error) from error
 
     def _lose(self, error: MounterError) -> None:
         out_of_memory = oom_kills() > self._oom_kills
@@ -200,7 +202,7 @@ class Gates:
             try:
                 await to_thread.run_sync(self._uses.add, GATE)
             except OSError as error:
-                raise Unavailable(f"the mounter cannot be started: {refused(error)}") from error
+                raise _cannot_start(error) from error
 
     async def _take(self, mounter: Mounter) -> None:
         status = await to_thread.run_sync(mounter.status)
@@ -209,6 +211,11 @@ class Gates:
             self._oom_kills = oom_kills()
             log.info("mounter_attached", pid=status.pid, mode=status.mode, generation=status.generation)
         self._mounter, self._gate = mounter, gate
+
+
+def _cannot_start(error: OSError) -> Unavailable:
+    where = f"{error.filename}: " if error.filename else ""
+    return Unavailable(f"the mounter cannot be started: {where}{refused(error)}")
 
 
 def _connect_own_version(root: str) -> Mounter:

@@ -139,6 +139,9 @@ class Images:
                 await to_thread.run_sync(self._add_source, layer, source)
             except FetchError as error:  # it is here all the same
                 log.warning("source_not_kept", layer=layer, image=source.reference, error=str(error))
+            except Exception:
+                # As in `_open`.
+                log.exception("source_not_kept", layer=layer, image=source.reference)
 
     async def _open_image(self, wanted: RemoteLayer) -> int | None:
         """Begin opening the image that `wanted` belongs to; the layer's size, None if that is not known."""

@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -68,7 +69,7 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             def opened(layer: str) -> None:
                 lazy.announced(layer)
                 streams.want(layer)
-                tasks.start_soon(gates.expect, layer)
+                tasks.start_soon(_once, gates.expect, layer)
 
             images = Images(store, sources, tasks, opened=opened)
             lazy = LazyLowers(
@@ -106,7 +107,8 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             for part in (lazy, keeper, records):
                 tasks.start_soon(_kept, part.run)
             credentials = docker_config_path(config.credentials.docker_config)
-            tasks.start_soon(watch_config, config_path or DEFAULT_CONFIG, [credentials], apply)
+            watched = partial(watch_config, config_path or DEFAULT_CONFIG, [credentials], apply)
+            tasks.start_soon(_kept, watched)
             service = SnapshotsService(snapshotter)
             admin = AdminService(store.root, lazy, StatusReader(store, streams, gates, requests), cache)
             async with (
@@ -127,7 +129,20 @@ async def _kept(work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except Exception:
-            log.exception("work_broken", work=getattr(work, "__qualname__", repr(work)))
+            log.exception("work_broken", work=_name(work))
             await anyio.sleep(_AGAIN_SECONDS)
         else:
             return
+
+
+async def _once(work: Callable[[str], Awaitable[None]], layer: str) -> None:
+    """Do something that may as well be left undone: a defect in it ends nothing else of serve's."""
+    try:
+        await work(layer)
+    except Exception:
+        log.exception("work_broken", work=_name(work), layer=layer)
+
+
+def _name(work: Callable[..., object]) -> str:
+    function = work.func if isinstance(work, partial) else work
+    return getattr(function, "__qualname__", repr(function))

@@ -66,6 +66,8 @@ class Round:
                 except (CommandFailed, LookupError) as error:
                     if "Traceback" in str(error) or time.monotonic() > deadline:
                         raise
+                    if enemy.is_over and not self.world.layergate.running:
+                        raise AssertionError(f"serve has ended: {self.world.layergate.log_end()}") from error
                     seen.commands_failed += 1
                     stack.close()
                     enemy.wait_a_moment()
@@ -97,6 +99,11 @@ class _Enemy:
         self._thread.join()
         if self._error is not None:
             raise self._error
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has struck and passed."""
+        return not self._thread.is_alive()
 
     def wait_a_moment(self) -> None:
         """Wait until the fault is over, but not for long."""

@@ -16,7 +16,9 @@ from mounter.mountinfo import is_mount_point
 from mounter.probe import Mode
 from mounter.settings import MounterSettings
 from mounter.uses import GATE, Uses
-from snapshotter.gates import retire_unused
+from snapshotter.config import Config
+from snapshotter.errors import Unavailable
+from snapshotter.gates import Gates, retire_unused
 from tests.mounter.conftest import scratch
 
 __all__ = ["scratch"]
@@ -68,3 +70,18 @@ def test_one_that_is_used_stays(root: str) -> None:
     uses.close()
     retire_unused(root)
     assert not os.path.exists(socket_path(root))
+
+
+@pytest.mark.anyio
+async def test_a_disk_that_refuses_is_told_to_whoever_needs_the_mounter(scratch: str) -> None:
+    gates = Gates(scratch, Config())
+    await gates.probe_host()
+    os.mkdir(f"{scratch}/mounter.start")  # where a file has to be opened
+    with pytest.raises(Unavailable, match=r"cannot be started: .*/mounter\.start: Is a directory"):
+        await gates.current()
+    await gates.expect("a layer")  # it does without
+    os.rmdir(f"{scratch}/mounter.start")
+    try:
+        assert await gates.current()
+    finally:
+        await gates.leave()
