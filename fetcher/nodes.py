@@ -74,4 +74,4 @@ class Member(msgspec.Struct, gc=False, eq=False):
 
     offset: int
     end: int
-    pieces: list[tuple[Node, Chunk]]
+    pieces: tuple[tuple[Node, Chunk], ...]

@@ -39,18 +39,15 @@ class Field(enum.IntEnum):
 
 
 class Progress:
-    """The counters of one layer; `path` is created if it does not exist."""
+    """The counters of one layer; `path` is created if it does not exist.
 
-    def __init__(self, path: str) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            # Not ftruncate: a write to a mapped hole is a SIGBUS where the disk is full.
-            os.posix_fallocate(fd, 0, FIELDS * 8)
-            self._map = mmap.mmap(fd, FIELDS * 8)
-            # One store a value; struct.pack_into clears the bytes first, and a reader may see that.
-            self._values = memoryview(self._map).cast("Q")
-        finally:
-            os.close(fd)
+    Without a path they are those of a process and of what is forked off it.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self._map = mmap.mmap(-1, FIELDS * 8) if path is None else _mapped(path)
+        # One store a value; struct.pack_into clears the bytes first, and a reader may see that.
+        self._values = memoryview(self._map).cast("Q")
 
     def __getitem__(self, field: Field) -> int:
         return self._values[field]
@@ -66,3 +63,13 @@ class Progress:
         """Unmap; the counters stay in the file."""
         self._values.release()
         self._map.close()
+
+
+def _mapped(path: str) -> mmap.mmap:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # Not ftruncate: a write to a mapped hole is a SIGBUS where the disk is full.
+        os.posix_fallocate(fd, 0, FIELDS * 8)
+        return mmap.mmap(fd, FIELDS * 8)
+    finally:
+        os.close(fd)

@@ -31,7 +31,7 @@ _SURROGATES_LIMIT: Final = 32 << 20
 """Bytes of a TOC with names that are not UTF-8: the decoder that takes them needs ten times the memory."""
 
 ENTRY_LIMIT: Final = 1 << 20
-"""Entries of a TOC. A tree takes about 1.3 KB for each; in a TOC one may take 22 bytes."""
+"""Entries of a TOC. A tree takes about 0.7 KB for each; in a TOC one may take 22 bytes."""
 _LEAST_ENTRY: Final = len('{"name":"","type":""},')
 _STRING_LIMIT: Final = 16 * ENTRY_LIMIT
 """Strings of a TOC, keys included: an entry of an ordinary one has 15 to 20."""

@@ -39,6 +39,8 @@ _XATTRS = ("user.", "security.", "system.")
 """Those that are kept: containerd leaves out trusted.*, as everybody does other systems' (com.apple.*)."""
 _MAX_SIZE = 1 << 62
 _TARGET_LIMIT = 4095
+_MODES: Final = list(range(0o10000))
+"""One int for all the nodes that have this mode."""
 _IMPLIED_LIMIT: Final = 64 << 20
 """Characters in the paths of directories without an entry, which cost a TOC next to nothing."""
 
@@ -100,8 +102,9 @@ class LayerTree:
 def build_tree(toc: Toc, *, end: int) -> LayerTree:
     """The tree of a decoded TOC whose members end at byte `end` of the blob.
 
-    Raises InvalidToc, naming the entry, for anything that would lead out of the
-    layer or contradicts itself.
+    It shares no text and no number with the TOC (`_copy`, `join`, `+ 0`): what is left among hundreds of
+    thousands of freed entries would keep all of their memory from the system. Raises InvalidToc, naming the
+    entry, for anything that would lead out of the layer or contradicts itself.
     """
     entries, chunks = _last_wins(toc)
     landmark: int | None = None
@@ -122,9 +125,10 @@ def build_tree(toc: Toc, *, end: int) -> LayerTree:
                 whiteouts.append(path)
             continue
         if entry.type == "hardlink":
-            hardlinks[path] = _clean(entry.link_name)
+            hardlinks[_copy(path)] = _clean(entry.link_name)
             continue
-        nodes[path] = _node(path, entry, chunks.get(path, ()), end)
+        own = _copy(path)
+        nodes[own] = _node(own, entry, chunks.get(path, ()), end)
     _link(nodes, hardlinks)
     for path in opaques:
         node = nodes.setdefault(path, Node(path, Kind.DIRECTORY))
@@ -183,6 +187,10 @@ def _clean(name: str) -> str:
     return path
 
 
+def _copy(text: str) -> str:
+    return "".join((text, ""))
+
+
 def _length(text: str, path: str) -> int:
     """The bytes of `text`, which belongs to the entry at `path`, as the system takes it."""
     if text.isascii():
@@ -201,10 +209,10 @@ def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int) -> Nod
         kind = Kind.WHITEOUT
     if path == "" and kind is not Kind.DIRECTORY:
         raise InvalidToc(f"the layer's root is a {kind.value}, not a directory")
-    node = Node(path, kind, entry.mode & 0o7777)
+    node = Node(path, kind, _MODES[entry.mode & 0o7777])
     if entry.uid or entry.gid:
-        node.uid = _within(entry.uid, 0, 0xFFFFFFFE, path, "uid")
-        node.gid = _within(entry.gid, 0, 0xFFFFFFFE, path, "gid")
+        node.uid = _within(entry.uid, 0, 0xFFFFFFFE, path, "uid") + 0
+        node.gid = _within(entry.gid, 0, 0xFFFFFFFE, path, "gid") + 0
     node.mtime = _seconds(entry.modtime, path)
     if entry.xattrs:
         for name in entry.xattrs:
@@ -214,25 +222,28 @@ def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int) -> Nod
                 raise InvalidToc(f"{path!r} carries an xattr with the invalid name {name[:60]!r}")
         # The kernel keeps user.* on files and directories only; every unpacker drops the others.
         kept = _XATTRS if kind in (Kind.REGULAR, Kind.DIRECTORY) else _XATTRS[1:]
-        node.xattrs = {name: value for name, value in entry.xattrs.items() if name.startswith(kept)}
+        node.xattrs = {
+            _copy(name): b"".join((value, b""))
+            for name, value in entry.xattrs.items()
+            if name.startswith(kept)
+        }
     if kind is Kind.REGULAR:
-        node.size = _within(entry.size, 0, _MAX_SIZE, path, "size")
+        node.size = _within(entry.size, 0, _MAX_SIZE, path, "size") + 0
         if node.size:
-            node.chunks = _chunks(path, entry, more, end)
+            node.chunks = _chunks(path, node.size, entry, more, end)
     elif kind is Kind.SYMLINK:
         if not entry.link_name or "\0" in entry.link_name or _length(entry.link_name, path) > _TARGET_LIMIT:
             raise InvalidToc(f"the symlink {path!r} has an invalid target")
-        node.target = entry.link_name
+        node.target = _copy(entry.link_name)
     elif kind in (Kind.CHARACTER, Kind.BLOCK):
         node.major = _within(entry.dev_major, 0, 0xFFF, path, "device major number")
         node.minor = _within(entry.dev_minor, 0, 0xFFFFF, path, "device minor number")
     return node
 
 
-def _chunks(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int) -> tuple[Chunk, ...]:
+def _chunks(path: str, size: int, entry: TocEntry, more: Sequence[TocEntry], end: int) -> tuple[Chunk, ...]:
     # A file of one piece may carry its own digest alone: legacy stargz, containers/storage.
     whole = "" if more else entry.digest
-    size = entry.size
     if (
         not more
         and not entry.chunk_offset
@@ -241,26 +252,26 @@ def _chunks(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int) -> t
         and 0 <= entry.inner_offset <= _MAX_SIZE - size
     ):
         digest = _sha256(entry.chunk_digest or whole, path)
-        return (Chunk(entry.offset, entry.inner_offset, 0, size, digest),)
+        return (Chunk(entry.offset + 0, entry.inner_offset + 0, 0, size, digest),)
     chunks = []
     position = 0
     before = (-1, 0)
     for piece in sorted((entry, *more), key=attrgetter("chunk_offset")) if more else (entry,):
-        size = piece.chunk_size or entry.size - piece.chunk_offset
-        if piece.chunk_offset != position or not 0 < size <= entry.size - position:
+        length = piece.chunk_size + 0 or size - piece.chunk_offset
+        if piece.chunk_offset != position or not 0 < length <= size - position:
             raise InvalidToc(f"the chunks of {path!r} overlap or leave a gap at byte {position}")
-        if not 0 <= piece.offset < end or not 0 <= piece.inner_offset <= _MAX_SIZE - size:
+        if not 0 <= piece.offset < end or not 0 <= piece.inner_offset <= _MAX_SIZE - length:
             raise InvalidToc(f"a chunk of {path!r} lies at byte {piece.offset}, outside the layer")
-        place = (piece.offset, piece.inner_offset)
+        place = (piece.offset + 0, piece.inner_offset + 0)
         if place <= before:
             # Whoever streams a layer writes a file from its beginning on.
             raise InvalidToc(f"the chunks of {path!r} do not lie in the order of the file")
         before = place
         digest = _sha256(piece.chunk_digest or whole, path)
-        chunks.append(Chunk(piece.offset, piece.inner_offset, position, size, digest))
-        position += size
-    if position != entry.size:
-        raise InvalidToc(f"the chunks of {path!r} have {position} bytes, the file {entry.size}")
+        chunks.append(Chunk(*place, position, length, digest))
+        position += length
+    if position != size:
+        raise InvalidToc(f"the chunks of {path!r} have {position} bytes, the file {size}")
     return tuple(chunks)
 
 
@@ -297,7 +308,7 @@ def _seconds(modtime: str, path: str) -> int:
         if len(_mtimes) > 4096:
             _mtimes.clear()
             _mtimes[""] = 0
-        _mtimes[modtime] = seconds
+        _mtimes[_copy(modtime)] = seconds
     return seconds
 
 
@@ -396,13 +407,13 @@ def _members(nodes: dict[str, Node], landmark: int | None, end: int) -> list[Mem
         if not begin or placed[begin - 1][0] != offset:  # a file of its own, as most are
             piece = placed[begin][2]
             piece[1].end = stop
-            members.append(Member(offset, stop, [piece]))
+            members.append(Member(offset, stop, (piece,)))
             stop = offset
             index = begin
             continue
         while begin and placed[begin - 1][0] == offset:
             begin -= 1
-        pieces = [piece for _, _, piece in placed[begin:index]]
+        pieces = tuple(piece for _, _, piece in placed[begin:index])
         position = 0
         for node, chunk in pieces:
             if chunk.inner_offset < position:

@@ -9,7 +9,8 @@ reports over its pipe and stops when the pipe closes, so it does not outlive
       |  <---- Sound -----  |   the tree is sound, and META will show it whole: the layer can be promised
       |  <---- Ready -----  |   META stands: the layer can be mounted. A process of its own makes it meanwhile
       |  <-- Prefetched --  |   [0, landmark) is here
-      |  ---- Continue -->  |   (or Stop: give the processor to another layer's prefetch)
+      |  ---- Continue -->  |   (or Stop: give the processor to another layer's prefetch). Of a large layer
+      |                     |   a process of its own brings half
       |  <--- Complete ---  |   the completion mark stands
       |  <---- Failed ----  |   instead of any of the above
 """
@@ -20,16 +21,16 @@ import contextlib
 import errno
 import os
 import signal
-import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final
 
 import anyio
 
-from fetcher.demand import Demand
 from fetcher.errors import FetchError, StoreError
 from fetcher.logs import configure_logs, get_logger
+from fetcher.nodes import Member
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
 from fetcher.sources import BlobSources
@@ -38,6 +39,7 @@ from fetcher.stream import LayerStream, Pause, missing_spans
 from fetcher.tree import LayerTree
 from mounter.errors import MounterError
 from mounter.forks import set_title
+from snapshotter.worker_half import SecondHalf, middle
 from snapshotter.worker_messages import (
     Complete,
     Failed,
@@ -51,6 +53,7 @@ from snapshotter.worker_messages import (
     failed,
 )
 from snapshotter.worker_meta import MetaFailed, MetaMaking
+from snapshotter.worker_pace import Limits, Pace
 
 log = get_logger("layergate.worker")
 
@@ -58,14 +61,7 @@ _PREFETCH_NICE = 4
 _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
 """Bytes of socket buffer a background stream may fill while it yields to foreground work."""
-_YIELD_SECONDS = 0.004
-_LISTEN_SECONDS = 0.25
-"""How long an order may wait while rate or disk hold a stream back."""
-_MEASURE_BYTES = 2 << 20
-"""Compressed bytes between two looks at the disk."""
 _WAIT_SECONDS = 0.05
-_LONGEST_YIELD_SECONDS = 5.0
-"""So that endless foreground work cannot starve a stream."""
 _LOOKED_UP: Final = ("etc/passwd", "etc/group")
 _LOOKED_UP_SPAN: Final = 256 << 10
 """Compressed bytes between them that cost less than a request."""
@@ -83,8 +79,7 @@ def run_worker(task: Task, pipe: Connection) -> None:
     worker = _Worker(task, pipe)
     try:
         try:
-            worker.prepare()
-            anyio.run(worker.run)
+            worker.work()
         except ExceptionGroup as group:
             raise _first(group) from group
     except _Stopped:
@@ -97,8 +92,6 @@ def run_worker(task: Task, pipe: Connection) -> None:
         # A defect of ours must reach the scheduler as a failed layer, not as a silent end.
         log.exception("worker_crashed")
         _report(pipe, Failed(type(error).__name__, f"internal error: {error}", False))
-    finally:
-        worker.close()
 
 
 def _first(error: Exception) -> Exception:
@@ -120,22 +113,38 @@ class _Worker:
         self._task = task
         self._pipe = pipe
         self._store = LayerStore(task.root)
-        self._meta: MetaMaking | None = None
+        self._stack = contextlib.ExitStack()
+        self._meta: MetaMaking
         self._ready: anyio.Event
         self._trusted: anyio.Event
         """What is in fs/ may be shown: it was written since the machine started, or verified."""
         self._prefetched = False
         self._streaming = False
-        self._rate = 0
-        self._min_free = 0
-        self._unmeasured = 0
-        self._started = 0.0
-        self._sent = 0
+        self._limits = Limits()
 
-    def prepare(self) -> None:
-        """Load the tree, promise the layer if that can be done, and have META begun. Raises FetchError."""
+    def work(self) -> None:
+        """Do the task, in parts; processes are forked between these, where no event loop is.
+
+        Raises FetchError, MounterError, MetaFailed, or _Stopped, perhaps in an ExceptionGroup.
+        """
+        with self._stack:
+            self._prepare()
+            anyio.run(self._prefetch)
+            if self._task.meta_only:
+                return
+            if not self._store.is_complete(self._task.layer):
+                self._bring_rest()
+                self._plain.finish()
+                self._store.mark_complete(self._task.layer)
+            self._progress[Field.BYTES_DONE] = self._progress[Field.BYTES_TOTAL]
+            self._progress[Field.FILES_DONE] = self._progress[Field.FILES_TOTAL]
+            _report(self._pipe, Complete())
+
+    def _prepare(self) -> None:
+        """Load the tree, promise the layer if that can be done, and have META begun."""
         task, store = self._task, self._store
         tree = self._tree = store.tree(task.layer)
+        self._plain = PlainLayer(store.fs(task.layer), tree)
         self._progress = store.progress(task.layer)
         self._progress[Field.PREFETCH_END] = tree.landmark or 0
         self._progress[Field.FILES_TOTAL] = sum(1 for _ in tree.regular_files())
@@ -144,15 +153,10 @@ class _Worker:
             # Xattrs are the one thing that a tmpfs may refuse, so a layer that has some is not promised yet.
             _report(self._pipe, Sound())
         log.debug("sound")
-        self._meta = MetaMaking(task.root, task.layer, tree)
+        self._meta = self._stack.enter_context(contextlib.closing(MetaMaking(task.root, task.layer, tree)))
 
-    def close(self) -> None:
-        """End what `prepare` has begun."""
-        if self._meta is not None:
-            self._meta.close()
-
-    async def run(self) -> None:
-        """Do the task; raises FetchError, MetaFailed, or _Stopped, perhaps in an ExceptionGroup."""
+    async def _prefetch(self) -> None:
+        """After it META stands and, if more is wanted, the layer is ours and its prefetch range here."""
         self._ready, self._trusted = anyio.Event(), anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._report_ready)
@@ -161,7 +165,7 @@ class _Worker:
             else:
                 self._look_at_trust()
                 try:
-                    await self._complete()
+                    await self._bring_prefetched()
                 except FetchError:
                     if self._trusted.is_set():
                         # Without a registry, too, a container can be started on what is here.
@@ -169,7 +173,6 @@ class _Worker:
                     raise
 
     async def _report_ready(self) -> None:
-        assert self._meta is not None
         await self._meta.made()
         log.debug("meta")
         await self._trusted.wait()
@@ -180,45 +183,42 @@ class _Worker:
         if self._store.is_complete(self._task.layer) or self._store.same_boot(self._task.layer):
             self._trusted.set()
 
-    async def _complete(self) -> None:
-        task, store, tree, progress = self._task, self._store, self._tree, self._progress
+    async def _bring_prefetched(self) -> None:
+        task, store, plain = self._task, self._store, self._plain
         # META of other layers comes before this one's files: nothing can be mounted without it.
         _set_nice(_PREFETCH_NICE)
-        plain = PlainLayer(store.fs(task.layer), tree)
-        async with self._right_to_stream(plain):
-            if not store.is_complete(task.layer):
-                if not store.same_boot(task.layer):
-                    dropped = plain.drop_unverified()
-                    store.mark_boot(task.layer)
-                    log.info("verified_after_restart", dropped_files=dropped)
-                self._trusted.set()
-                plain.make_directories()
-                await self._bring(plain, progress)
-                plain.finish()
-                store.mark_complete(task.layer)
+        await self._get_right_to_stream()
+        if store.is_complete(task.layer):
+            self._trusted.set()
+            return
+        if not store.same_boot(task.layer):
+            dropped = plain.drop_unverified()
+            store.mark_boot(task.layer)
+            log.info("verified_after_restart", dropped_files=dropped)
         self._trusted.set()
-        progress[Field.BYTES_DONE] = progress[Field.BYTES_TOTAL]
-        progress[Field.FILES_DONE] = progress[Field.FILES_TOTAL]
-        await self._ready.wait()
-        _report(self._pipe, Complete())
+        plain.make_directories()
+        landmark = plain.tree.landmark or 0
+        async with self._sources(self._progress) as sources:
+            for start, end in _looked_up_first(plain.tree):
+                await self._stream(sources, Field.FETCHED_PREFETCH, start, end, _go_on)
+            if landmark:
+                await self._stream(sources, Field.FETCHED_PREFETCH, 0, landmark, _go_on)
+        log.debug("prefetched")
+        await self._report_prefetched()
 
-    @contextlib.asynccontextmanager
-    async def _right_to_stream(self, plain: PlainLayer) -> AsyncIterator[None]:
-        """Hold the layer's lock. Whoever holds it meanwhile, for a manual mount say, does our work too."""
+    async def _get_right_to_stream(self) -> None:
+        """Take the layer's lock. Whoever holds it meanwhile, for a manual mount say, does our work too."""
         while True:
-            with contextlib.ExitStack() as stack:
-                try:
-                    stack.enter_context(self._store.lock(self._task.layer, wait=False))
-                except BlockingIOError:
-                    pass
-                else:
-                    yield
-                    return
+            try:
+                self._stack.enter_context(self._store.lock(self._task.layer, wait=False))
+            except BlockingIOError:
+                pass
+            else:
+                return
             self._look_at_trust()
-            if self._trusted.is_set() and not missing_spans(plain, 0, plain.tree.landmark or 0):
+            if self._trusted.is_set() and not missing_spans(self._plain, 0, self._tree.landmark or 0):
                 await self._report_prefetched()
-            while self._pipe.poll():
-                self._obey()
+            self._listen()
             await anyio.sleep(_WAIT_SECONDS)
 
     async def _report_prefetched(self) -> None:
@@ -227,46 +227,51 @@ class _Worker:
             await self._ready.wait()
             _report(self._pipe, Prefetched())
 
-    async def _bring(self, plain: PlainLayer, progress: Progress) -> None:
-        landmark = plain.tree.landmark or 0
+    def _bring_rest(self) -> None:
+        if not self._streaming:
+            self._obey()
+        _set_nice(_BACKGROUND_NICE)
+        divide = middle(_count(self._plain, self._progress))
+        end = self._tree.end
+        if divide is None:
+            anyio.run(self._bring_span, 0, end)
+            return
+        other = SecondHalf(self._task.layer, partial(self._bring_second_half, divide, end))
+        with contextlib.closing(other):
+            anyio.run(self._bring_beside, other, divide, end)
 
+    async def _bring_beside(self, other: SecondHalf, divide: int, end: int) -> None:
+        """Bring the first half, while another process brings the second one, and what that did not bring."""
+
+        def listen() -> None:
+            self._listen()
+            other.count(self._progress)
+
+        await self._bring_span(0, divide, listen=listen, share=2)
+        brought = await other.ended(listen)
+        other.count(self._progress)
+        if not brought:
+            await self._bring_span(divide, end)
+
+    async def _bring_second_half(self, start: int, end: int, progress: Progress) -> None:
+        """In a process of its own."""
+        self._progress = progress
+        await self._bring_span(start, end, listen=_hear_nothing, share=2)
+
+    async def _bring_span(
+        self, start: int, end: int, *, listen: Callable[[], None] | None = None, share: int = 1
+    ) -> None:
+        pace = Pace(self._task.root, self._limits, listen=listen or self._listen, share=share)
+        async with self._sources(self._progress) as sources:
+            await self._stream(sources, Field.FETCHED_BACKGROUND, start, end, pace.keep)
+
+    def _sources(self, progress: Progress) -> BlobSources:
         def count_request(_kind: str) -> None:
             progress.add(Field.REQUESTS, 1)
 
-        async with BlobSources(
-            self._task.registry, receive_buffer=_RECEIVE_BUFFER, on_request=count_request
-        ) as sources:
-            for start, end in _looked_up_first(plain.tree):
-                await self._stream(sources, plain, progress, Field.FETCHED_PREFETCH, start, end, _go_on)
-            if landmark:
-                await self._stream(sources, plain, progress, Field.FETCHED_PREFETCH, 0, landmark, _go_on)
-            log.debug("prefetched")
-            await self._report_prefetched()
-            if not self._streaming:
-                self._obey()
-            _set_nice(_BACKGROUND_NICE)
-            demand = Demand(self._task.root)
+        return BlobSources(self._task.registry, receive_buffer=_RECEIVE_BUFFER, on_request=count_request)
 
-            async def pause(count: int) -> None:
-                while self._pipe.poll():
-                    self._obey()
-                await _yield_to(demand)
-                await self._keep_to_rate(count)
-                await self._wait_for_room(count)
-
-            _count(plain, progress)
-            await self._stream(sources, plain, progress, Field.FETCHED_BACKGROUND, 0, plain.tree.end, pause)
-
-    async def _stream(
-        self,
-        sources: BlobSources,
-        plain: PlainLayer,
-        progress: Progress,
-        counter: Field,
-        start: int,
-        end: int,
-        pause: Pause,
-    ) -> None:
+    async def _stream(self, sources: BlobSources, counter: Field, start: int, end: int, pause: Pause) -> None:
         """Bring [start, end) from the first source that can; raises what the last one failed with."""
         record = self._store.record(self._task.layer)
         failure: FetchError | None = None
@@ -276,7 +281,8 @@ class _Worker:
                 continue
             try:
                 blob = await sources.blob(source, record)
-                await LayerStream(blob, plain, progress, counter=counter, pause=pause).run(start, end)
+                stream = LayerStream(blob, self._plain, self._progress, counter=counter, pause=pause)
+                await stream.run(start, end)
             except FetchError as error:
                 if isinstance(error, StoreError) and not isinstance(source, FileSource):
                     raise  # our own disk: another source would not help
@@ -295,29 +301,12 @@ class _Worker:
         if isinstance(order, Stop):
             raise _Stopped
         self._streaming = True
-        self._rate = order.bytes_per_second
-        self._min_free = order.min_free
-        self._started, self._sent = time.monotonic(), 0
+        self._limits.set(order.bytes_per_second, order.min_free)
 
-    async def _wait_for_room(self, count: int) -> None:
-        """serve looks at the disk once a second, in which a fast stream could fill it."""
-        self._unmeasured += count
-        if self._unmeasured >= _MEASURE_BYTES:
-            self._unmeasured = 0
-            while _free_bytes(self._task.root) < self._min_free:
-                await anyio.sleep(_LISTEN_SECONDS)
-                while self._pipe.poll():
-                    self._obey()
-
-    async def _keep_to_rate(self, count: int) -> None:
-        self._sent += count
-        while self._rate:
-            ahead = self._sent / self._rate - (time.monotonic() - self._started)
-            if ahead <= 0:
-                return
-            await anyio.sleep(min(ahead, _LISTEN_SECONDS))
-            while self._pipe.poll():
-                self._obey()
+    def _listen(self) -> None:
+        """Take the orders that are there; raises as `_obey`."""
+        while self._pipe.poll():
+            self._obey()
 
 
 def _set_nice(value: int) -> None:
@@ -345,23 +334,17 @@ async def _go_on(_count: int) -> None:
     """The pause of a prefetch: none."""
 
 
-async def _yield_to(demand: Demand) -> None:
-    until = time.monotonic() + _LONGEST_YIELD_SECONDS
-    while demand.busy() and time.monotonic() < until:  # noqa: ASYNC110 - the flag is another process's
-        await anyio.sleep(_YIELD_SECONDS)
+def _hear_nothing() -> None:
+    """Orders come to the process that forked this one."""
 
 
-def _count(plain: PlainLayer, progress: Progress) -> None:
-    """Set the counters of what is here to what the file system says."""
+def _count(plain: PlainLayer, progress: Progress) -> list[Member]:
+    """Set the counters of what is here to what the file system says; the members that are still wanted."""
     here = {id(node) for node in plain.tree.regular_files() if plain.has(node)}
+    missing = [
+        member for member in plain.tree.members if any(id(node) not in here for node, _ in member.pieces)
+    ]
+    left = sum(member.end - member.offset for member in missing)
     progress[Field.FILES_DONE] = len(here)
-    progress[Field.BYTES_DONE] = sum(
-        member.end - member.offset
-        for member in plain.tree.members
-        if all(id(node) in here for node, _ in member.pieces)
-    )
-
-
-def _free_bytes(path: str) -> int:
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
+    progress[Field.BYTES_DONE] = sum(member.end - member.offset for member in plain.tree.members) - left
+    return missing

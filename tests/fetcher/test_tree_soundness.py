@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -89,6 +93,47 @@ _likely = st.builds(
     st.sampled_from(["dir", "dir", "reg", "hardlink", "symlink", "char"]),
     link_name=_few,
 )
+
+
+def test_a_tree_keeps_nothing_of_its_toc() -> None:
+    # One object that stays keeps a megabyte of memory from the system, in which it was among freed ones.
+    node = {"uid": 1000, "gid": 2000, "mode": 0o100644, "modtime": "2020-01-01T00:00:01Z"}
+    whole = {"type": "reg", "size": 3000, "chunkDigest": SOME, **node}
+    piece = {"name": "directory/large", "type": "chunk", "chunkSize": 1000, "chunkDigest": SOME}
+    entries = [
+        {"name": "directory", "type": "dir", **node, "xattrs": {"user.name": "dmFsdWU="}},
+        {"name": "directory/file", **whole, "offset": 500},
+        {"name": "directory/large", **whole, "offset": 5000, "chunkSize": 1000},
+        *({**piece, "offset": 5000 + n, "chunkOffset": n} for n in (1000, 2000)),
+        {"name": "directory/symlink", "type": "symlink", "linkName": "directory/file", **node},
+        {"name": "directory/hard link", "type": "hardlink", "linkName": "directory/file"},
+    ]
+    toc = parse_toc(json.dumps({"version": 1, "entries": entries}).encode())
+    tree = build_tree(toc, end=9000)
+    assert len(tree.nodes["directory/large"].chunks) == 3
+    values = {id(value): value for one in toc.entries for value in _values(one)}
+    kept = [values[id(value)] for one in _structs(tree) for value in _values(one) if id(value) in values]
+    assert [value for value in kept if value not in ("", None) and not _is_small(value)] == []
+
+
+def _structs(tree: LayerTree) -> Iterator[msgspec.Struct]:
+    for node in tree.nodes.values():
+        yield from (node, *node.chunks)
+    yield from tree.members
+
+
+def _values(struct: msgspec.Struct) -> Iterator[object]:
+    for value in msgspec.structs.astuple(struct):
+        yield value
+        if isinstance(value, dict):
+            yield from (*value, *value.values())
+        elif isinstance(value, list):
+            yield from value
+
+
+def _is_small(value: object) -> bool:
+    """Whether the interpreter has but one of it."""
+    return isinstance(value, int) and -5 <= value <= 256
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -321,3 +323,95 @@ async def test_a_stream_waits_by_itself_while_too_little_is_free(node: _Node) ->
         assert progress[Field.FETCHED_BACKGROUND] <= 4 << 20
         streams.keep_free(0)
         await _until(lambda: sorted(node.completed) == sorted([small, large]))
+
+
+def _large(count: int = 3000) -> Layer:
+    """A layer that costs enough for two processes."""
+    return build([dir("d/"), *(file(f"d/{number:04}", b"%d" % number * 9) for number in range(count))])
+
+
+def _second_halves(layer: str) -> list[int]:
+    """The processes that stream the second half of a layer."""
+    found = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            if f"worker {layer}, second half" in Path("/proc", name, "cmdline").read_text():
+                found.append(int(name))
+    return found
+
+
+def _are_all_here(node: _Node, layer: str, count: int = 3000) -> bool:
+    fs = Path(node.store.fs(layer), "d")
+    return all((fs / f"{number:04}").read_bytes() == b"%d" % number * 9 for number in range(count))
+
+
+async def test_a_large_layer_is_streamed_by_two_processes(node: _Node) -> None:
+    node.config = Config(stream=StreamConfig(bytes_per_second=1))
+    layer = await node.open(_large(), "image")
+    progress = node.store.progress(layer)
+    async with node.streams() as streams:
+        streams.want(layer)
+        await _until(lambda: len(_second_halves(layer)) == 1)
+        assert progress[Field.STOP] < progress[Field.BYTES_TOTAL] * 0.6, "the first has the first half"
+        streams.configure(Config())  # both go on at full speed
+        await _until(lambda: node.completed == [layer])
+        assert _second_halves(layer) == []
+    assert _are_all_here(node, layer)
+    assert progress[Field.FILES_DONE] == progress[Field.FILES_TOTAL] == 3000
+    assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
+    tree = node.store.tree(layer)
+    assert progress[Field.FETCHED_BACKGROUND] == tree.end - tree.members[0].offset, "no byte twice"
+
+
+async def test_the_second_process_ends_with_the_first(node: _Node) -> None:
+    node.config = Config(stream=StreamConfig(bytes_per_second=1))
+    layer = await node.open(_large(), "image")
+    async with node.streams() as streams:
+        streams.want(layer)
+        await _until(lambda: len(_second_halves(layer)) == 1)
+        await streams.drop([layer])
+        assert _second_halves(layer) == []
+    assert not node.store.is_complete(layer)
+
+
+async def test_what_a_killed_second_process_leaves_is_brought_by_the_first(node: _Node) -> None:
+    node.config = Config(stream=StreamConfig(bytes_per_second=1))
+    layer = await node.open(_large(), "image")
+    async with node.streams() as streams:
+        streams.want(layer)
+        await _until(lambda: len(_second_halves(layer)) == 1)
+        os.kill(_second_halves(layer)[0], signal.SIGKILL)
+        streams.configure(Config())
+        await _until(lambda: node.completed == [layer])
+    assert _are_all_here(node, layer)
+    progress = node.store.progress(layer)
+    assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
+
+
+async def test_wrong_bytes_in_the_second_half_fail_the_layer(node: _Node) -> None:
+    good = _large()
+    layer = await node.open(good, "image")
+    member = node.store.tree(layer).members[-5]
+    blob = bytearray(good.blob)
+    blob[member.offset + 12] ^= 0xFF
+    (node.blobs / "image").write_bytes(blob)
+    async with node.streams() as streams:
+        streams.want(layer)
+        await _until(lambda: streams.state(layer)[0] is State.FAILED)
+        assert member.pieces[0][0].path in str(streams.state(layer)[1])
+    assert not node.store.is_complete(layer)
+    assert not _is_here(node, layer, member.pieces[0][0].path)
+
+
+async def test_both_processes_keep_to_one_rate(node: _Node) -> None:
+    # Blocks of a file are as large as half the layer: each process is through with its first one at once, and
+    # then waits for the time that both take at this rate.
+    layer = await node.open(_large(), "image")
+    end = node.store.tree(layer).end
+    node.config = Config(stream=StreamConfig(bytes_per_second=end // 2, parallel_layers=1))
+    async with node.streams() as streams:
+        begun = anyio.current_time()
+        streams.want(layer)
+        await _until(lambda: node.completed == [layer])
+        # A lower bound is no timing: whatever the machine does, the rate must not be exceeded.
+        assert anyio.current_time() - begun > 1.5
