@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import fcntl
 import gc
 import hashlib
@@ -39,7 +40,7 @@ import msgspec
 from fetcher.errors import FormatError, StoreError
 from fetcher.nodes import Kind
 from fetcher.progress import Field, Progress
-from fetcher.toc import parse_toc, verify_toc
+from fetcher.toc import Toc, parse_toc, verify_toc
 from fetcher.tree import LayerTree, build_tree
 
 KEY_LENGTH: Final = 20
@@ -87,6 +88,7 @@ class Shape(msgspec.Struct, frozen=True):
     whiteouts: bool
 
 
+_libc = ctypes.CDLL(None)
 _SHAPES: Final = msgspec.json.Decoder(Shape)
 
 
@@ -123,6 +125,13 @@ def _garbage_let_be() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _return_freed_memory() -> None:
+    """Give back what the C library keeps of a TOC's text and tables, which no process of ours needs again."""
+    trim = getattr(_libc, "malloc_trim", None)  # glibc's; others keep none
+    if trim is not None:
+        trim(0)
 
 
 class LayerStore:
@@ -215,10 +224,15 @@ class LayerStore:
     def tree(self, layer: str) -> LayerTree:
         """The layer's tree; the TOC on disk is verified again before it is believed."""
         record = self.record(layer)
-        data = self._read(layer, "toc.json")
-        verify_toc(data, record.toc_digest)
         with _garbage_let_be():
-            return build_tree(parse_toc(data), end=record.toc_offset)
+            tree = build_tree(self._toc(layer, record.toc_digest), end=record.toc_offset)
+        _return_freed_memory()
+        return tree
+
+    def _toc(self, layer: str, digest: str) -> Toc:
+        data = self._read(layer, "toc.json")
+        verify_toc(data, digest)
+        return parse_toc(data)
 
     def keep_shape(self, layer: str, tree: LayerTree) -> None:
         """Spare others the loading of the tree for what `shape` says. Raises StoreError."""

@@ -132,8 +132,11 @@ class LayerStream:
             await self._stream_member(member, wanted, reader)
             return
         output = inflate(await reader.take(size), wanted)
+        # Of one file alone it is known to be missing, or was when the span began: its writer looks again.
+        shared = len(member.pieces) > 1
         for node, chunk in member.pieces:
-            self._take(node, chunk, output)
+            if not (shared and self._plain.has(node)):
+                self._take(node, chunk, output)
 
     async def _arrived(self, count: int) -> None:
         self._progress.add(self._counter, count)
@@ -146,8 +149,7 @@ class LayerStream:
 
     def _take(self, node: Node, chunk: Chunk, output: bytes) -> None:
         if len(node.chunks) == 1:
-            if not self._plain.has(node):
-                self._written(self._plain.write(node, verified_piece(output, node, chunk)))
+            self._written(self._plain.write(node, verified_piece(output, node, chunk)))
         else:
             file = self._file(node, chunk)
             if file is not None:
