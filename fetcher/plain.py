@@ -162,7 +162,7 @@ class PlainLayer:
         return dropped
 
     def finish(self) -> None:
-        """Make all that is not a regular file with content, set directories' attributes, and sync to disk.
+        """Make all that is not a regular file with content, and set directories' attributes; `sync` follows.
 
         Every regular file must be here. May be repeated after a crash. Raises StoreError, also where a
         file is missing: whoever marks the layer complete next promises that none is.
@@ -184,7 +184,6 @@ class PlainLayer:
         for node in reversed(directories):
             with _refusals(node.path):
                 self.finish_directory(node)
-        self.sync()
 
     def finish_directory(self, node: Node) -> None:
         """Give a directory its attributes, which nothing may be made in any more. Raises OSError."""

@@ -7,13 +7,14 @@
                         lock        flock: held by whoever streams the layer
                         boot        the boot under which an incomplete fs/ was written
                         shape       Shape: what the layers below have a say in
+                        here        the boot under which the last file came: complete, until a power loss
                         complete    the completion mark, written after syncfs
     ROOT/layers/.new-*              a layer that is being made
     ROOT/layers.lock                flock: shared while a layer is made
 
 The file system is the truth: a file in fs/ is whole and verified, because it
-was linked in as such; a layer is complete when its mark is there. A new layer
-appears by one rename. All methods are safe against other processes.
+was linked in as such; a layer is complete when one of its two marks is there.
+A new layer appears by one rename. All methods are safe against other processes.
 
 `<layer>` is the layer key: 20 base32 characters (100 bits) of the sha256 over
 blob digest and TOC digest. Both, so that an image which pairs another's blob
@@ -170,8 +171,22 @@ class LayerStore:
         return os.path.exists(os.path.join(self.directory(layer), "layer.json"))
 
     def is_complete(self, layer: str) -> bool:
-        """Whether every file of the layer is here and on disk."""
+        """Whether every file of the layer is here, and all that depends on it may be used.
+
+        It need not be on disk yet: after a power loss it is not complete, then.
+        """
+        return self.is_on_disk(layer) or self._is_here(layer)
+
+    def is_on_disk(self, layer: str) -> bool:
+        """Whether every file of the layer is here, also after a power loss."""
         return os.path.exists(os.path.join(self.directory(layer), "complete"))
+
+    def _is_here(self, layer: str) -> bool:
+        try:
+            with open(os.path.join(self.directory(layer), "here"), "rb") as file:
+                return file.read() == boot_id().encode()
+        except OSError:
+            return False
 
     def add(self, record: LayerRecord, toc_json: bytes) -> str:
         """Take a layer whose TOC has been verified; returns its key. One that is here gets the new source.
@@ -268,19 +283,31 @@ class LayerStore:
         self._write(layer, "boot", boot_id().encode())
 
     def distrust(self, layer: str) -> None:
-        """Take the completion mark away, and have fs/ verified before it is believed again."""
+        """Take the completion marks away, and have fs/ verified before it is believed again."""
         self._write(layer, "boot", b"")
-        with _refusals(f"cannot distrust layer {layer}"), contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(self.directory(layer), "complete"))
+        self._unmark(layer, "here")
+        self._unmark(layer, "complete")
 
     def replace_toc(self, layer: str, toc_json: bytes) -> None:
         """Put the right table of contents in the place of a damaged one. Raises VerificationError."""
         verify_toc(toc_json, self.record(layer).toc_digest)
         self._write(layer, "toc.json", toc_json)
 
+    def mark_here(self, layer: str) -> None:
+        """Say that everything is in fs/, until a power loss."""
+        path = os.path.join(self.directory(layer), "here")
+        with _refusals(f"cannot write {path}"), open(path, "wb") as file:  # no fsync: that would wait for fs/
+            file.write(boot_id().encode())
+
     def mark_complete(self, layer: str) -> None:
         """Write the completion mark; everything in fs/ must be on disk already."""
         self._write(layer, "complete", b"")
+        self._unmark(layer, "here")
+
+    def _unmark(self, layer: str, name: str) -> None:
+        path = os.path.join(self.directory(layer), name)
+        with _refusals(f"cannot remove {path}"), contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
     @contextlib.contextmanager
     def nothing_is_made(self) -> Iterator[None]:

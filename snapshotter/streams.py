@@ -19,6 +19,7 @@ import enum
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import anyio
@@ -79,7 +80,7 @@ class _Job:
         self.ready.set()
 
     def become_prefetched(self) -> None:
-        """The prefetch range is here."""
+        """The prefetch range is here, if not everything."""
         self.has_prefetch = True
         self.prefetched.set()
 
@@ -162,7 +163,7 @@ class LayerStreams:
 
     def want(self, layer: str) -> None:
         """See to it that the layer comes here, starting now."""
-        if layer not in self._jobs and not self._store.is_complete(layer):
+        if layer not in self._jobs and not self._store.is_on_disk(layer):
             assert self._tasks is not None, "LayerStreams.run is not running"
             job = self._jobs[layer] = _Job(layer)
             self._tasks.start_soon(self._bring, job, name=f"layer {layer}")
@@ -187,12 +188,17 @@ class LayerStreams:
             job.scope.cancel()
             await job.over.wait()
 
+    async def until_on_disk(self) -> None:
+        """Return when all that is wanted is complete, and will be after a power loss."""
+        while self._jobs:
+            await next(iter(self._jobs.values())).over.wait()
+
     def works_on(self, layer: str) -> bool:
-        """Whether the layer is wanted and not complete yet."""
+        """Whether the layer is wanted and not complete yet, or not on disk."""
         return layer in self._jobs
 
     def works_on_any(self) -> bool:
-        """Whether any layer is wanted and not complete yet."""
+        """Whether any layer is wanted and not complete yet, or not on disk."""
         return bool(self._jobs)
 
     async def sound(self, layer: str) -> None:
@@ -264,9 +270,11 @@ class LayerStreams:
                 del self._jobs[job.layer]
             del self._running[id(job)]
             job.over.set()
-        if self._store.is_complete(job.layer):
-            log.info("layer_complete", layer=job.layer)
-            self._completed(job.layer)
+
+    def _came(self, job: _Job) -> None:
+        job.become_prefetched()
+        log.info("layer_complete", layer=job.layer)
+        self._completed(job.layer)
 
     async def _tried(self, job: _Job, uses: Uses) -> Report:
         """`_attempt`, whatever goes wrong in it. The layer is in `uses` from the first on."""
@@ -342,7 +350,8 @@ class LayerStreams:
     @contextlib.asynccontextmanager
     async def _worker(self, job: _Job) -> AsyncIterator[Worker]:
         task = Task(self._store.root, job.layer, self._config.registry_settings(), self._config.log.level)
-        async with Worker(task, sound=job.sound.set, ready=job.become_ready) as worker:
+        came = partial(self._came, job)
+        async with Worker(task, sound=job.sound.set, ready=job.become_ready, here=came) as worker:
             job.worker = worker
             try:
                 yield worker
@@ -359,7 +368,7 @@ class LayerStreams:
             meta_only=True,
         )
         ready = anyio.Event()
-        async with Worker(task, sound=_unheard, ready=ready.set) as worker:
+        async with Worker(task, sound=_unheard, ready=ready.set, here=_unheard) as worker:
             report = await worker.until_prefetched()
         if not ready.is_set():
             raise Unavailable(f"layer {layer}: {report.message if isinstance(report, Failed) else report}")

@@ -11,7 +11,8 @@ reports over its pipe and stops when the pipe closes, so it does not outlive
       |  <-- Prefetched --  |   [0, landmark) is here
       |  ---- Continue -->  |   (or Stop: give the processor to another layer's prefetch). Of a large layer
       |                     |   a process of its own brings half
-      |  <--- Complete ---  |   the completion mark stands
+      |  <----- Here -----  |   every file is here: containers can have the plain directory
+      |  <--- Complete ---  |   it is on disk, and the completion mark stands
       |  <---- Failed ----  |   instead of any of the above
 """
 
@@ -43,6 +44,7 @@ from snapshotter.worker_half import SecondHalf, middle
 from snapshotter.worker_messages import (
     Complete,
     Failed,
+    Here,
     Order,
     Prefetched,
     Ready,
@@ -135,10 +137,23 @@ class _Worker:
             if not self._store.is_complete(self._task.layer):
                 self._bring_rest()
                 self._plain.finish()
-                self._store.mark_complete(self._task.layer)
+                self._store.mark_here(self._task.layer)
             self._progress[Field.BYTES_DONE] = self._progress[Field.BYTES_TOTAL]
             self._progress[Field.FILES_DONE] = self._progress[Field.FILES_TOTAL]
+            _report(self._pipe, Here())
+            if not self._store.is_on_disk(self._task.layer):
+                self._sync()
             _report(self._pipe, Complete())
+
+    def _sync(self) -> None:
+        try:
+            self._plain.sync()
+        except StoreError:
+            # What it could not write the kernel takes for written from now on: only a look at all will tell.
+            with contextlib.suppress(StoreError):
+                self._store.distrust(self._task.layer)
+            raise
+        self._store.mark_complete(self._task.layer)
 
     def _prepare(self) -> None:
         """Load the tree, promise the layer if that can be done, and have META begun."""

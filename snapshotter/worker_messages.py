@@ -32,8 +32,12 @@ class Prefetched(msgspec.Struct, frozen=True):
     """The prefetch range is here."""
 
 
+class Here(msgspec.Struct, frozen=True):
+    """Every file is here, verified: the layer is complete, and will be on disk soon."""
+
+
 class Complete(msgspec.Struct, frozen=True):
-    """The completion mark stands."""
+    """The layer is complete and on disk."""
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -54,7 +58,7 @@ def failed(error: FetchError | MounterError | OSError) -> Failed:
     return Failed(type(error).__name__, message, transient)
 
 
-Report = Sound | Ready | Prefetched | Complete | Failed
+Report = Sound | Ready | Prefetched | Here | Complete | Failed
 
 
 class Continue(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from anyio import to_thread
 from fetcher.limits import ended, oom_kills
 from mounter import forks
 from snapshotter.worker import run_worker
-from snapshotter.worker_messages import Continue, Failed, Order, Ready, Report, Sound, Stop, Task
+from snapshotter.worker_messages import Continue, Failed, Here, Order, Ready, Report, Sound, Stop, Task
 
 PRELOAD: Final = ("snapshotter.worker", "anyio._backends._asyncio", "httpx", "mounter.process", "trio")
 """What workers and the mounter need, for the fork server to have it loaded."""
@@ -28,13 +28,21 @@ _END_SECONDS: Final = 5.0
 class Worker:
     """One worker process; an async context manager.
 
-    `sound` is called when its layer can be promised, `ready` when it can be mounted.
+    `sound` is called when its layer can be promised, `ready` when it can be mounted, `here` when all is here.
     """
 
-    def __init__(self, task: Task, *, sound: Callable[[], None], ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        *,
+        sound: Callable[[], None],
+        ready: Callable[[], None],
+        here: Callable[[], None],
+    ) -> None:
         self._task = task
         self._sound = sound
         self._ready = ready
+        self._here = here
         self._pipe: Connection
         self._streaming = False
         self._oom_kills = oom_kills()
@@ -60,7 +68,7 @@ class Worker:
             await to_thread.run_sync(forks.close, self._process, _END_SECONDS)
 
     async def until_prefetched(self) -> Report:
-        """Wait for the prefetch range or an end before that; calls `sound` and `ready` on the way."""
+        """Wait for the prefetch range or an end before that; calls `sound`, `ready` and `here` on the way."""
         report = await self._receive()
         if isinstance(report, Sound):
             self._sound()
@@ -69,13 +77,19 @@ class Worker:
             self._sound()
             self._ready()
             report = await self._receive() if not self._task.meta_only else report
-        return report
+        return await self._last(report)
 
     async def stream(self, order: Continue) -> Report:
         """Let it stream the rest; its last report."""
         self._streaming = True
         self._send(order)
-        return await self._receive()
+        return await self._last(await self._receive())
+
+    async def _last(self, report: Report) -> Report:
+        if isinstance(report, Here):
+            self._here()
+            report = await self._receive()
+        return report
 
     def change(self, order: Continue) -> None:
         """Tell a streaming worker its new limits."""

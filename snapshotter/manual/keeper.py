@@ -197,6 +197,7 @@ class Keeper:
                     tasks.start_soon(self._watch_mount, changes)
                     await self._completed.wait()
                     await self._swap(native_view(self._store, wanted))
+                await streams.until_on_disk()
                 tasks.cancel_scope.cancel()
 
     async def _mount_native(self, wanted: Wanted) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import multiprocessing
 import os
 import random
 import signal
@@ -14,14 +16,19 @@ import anyio
 import pytest
 
 from fetcher.blob import FileBlob
+from fetcher.errors import StoreError
 from fetcher.opening import open_layer
+from fetcher.plain import PlainLayer
 from fetcher.progress import Field
+from fetcher.settings import RegistrySettings
 from fetcher.store import FileSource, LayerStore
 from mounter.meta import meta_path, metas, release_meta
 from mounter.uses import unused
 from snapshotter.config import Config, StreamConfig
 from snapshotter.errors import Unavailable
 from snapshotter.streams import LayerStreams, State
+from snapshotter.worker import run_worker
+from snapshotter.worker_messages import Continue, Failed, Here, Task
 from tests.estargz import Entry, Layer, build, dir, file, landmark, symlink
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
@@ -415,3 +422,66 @@ async def test_both_processes_keep_to_one_rate(node: _Node) -> None:
         await _until(lambda: node.completed == [layer])
         # A lower bound is no timing: whatever the machine does, the rate must not be exceeded.
         assert anyio.current_time() - begun > 1.5
+
+
+async def test_a_layer_is_complete_before_it_is_on_disk(node: _Node) -> None:
+    layer = await node.open(build(_entries()), "image")
+    async with node.streams() as streams:
+        streams.want(layer)
+        await _until(lambda: node.completed == [layer])
+        await streams.until_on_disk()
+        assert node.store.is_on_disk(layer)
+        assert not streams.works_on(layer)
+        # As if serve had been killed in between.
+        os.unlink(Path(node.store.directory(layer), "complete"))
+        node.store.mark_here(layer)
+        assert node.store.is_complete(layer)
+        assert not node.store.is_on_disk(layer)
+        streams.want(layer)
+        await streams.until_on_disk()
+        assert node.store.is_on_disk(layer)
+
+
+async def test_what_was_not_on_disk_when_the_power_failed_is_not_complete(node: _Node) -> None:
+    layer = await node.open(build(_entries()), "image")
+    async with node.streams() as streams:
+        streams.want(layer)
+        await streams.until_on_disk()
+    directory = Path(node.store.directory(layer))
+    (directory / "complete").unlink()
+    for mark in ("here", "boot"):
+        (directory / mark).write_text("another boot")
+    (directory / "fs/usr/file3").write_bytes(bytes(3000))
+    assert not node.store.is_complete(layer)
+    async with node.streams() as streams:
+        streams.want(layer)
+        await streams.until_on_disk()
+    assert (directory / "fs/usr/file3").read_bytes() == bytes([3]) * 3000
+    assert node.store.is_on_disk(layer)
+    assert not (directory / "here").exists()
+
+
+def test_what_the_disk_refused_is_verified_before_it_is_believed_again(
+    node: _Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = anyio.run(node.open, build(_entries()), "image")
+
+    def refuse(_plain: PlainLayer) -> None:
+        assert node.store.is_complete(layer), "containers have it meanwhile"
+        raise StoreError("cannot sync", errno=errno.EIO)
+
+    monkeypatch.setattr(PlainLayer, "sync", refuse)
+    forked = multiprocessing.get_context("fork")
+    ours, theirs = forked.Pipe()
+    task = Task(node.store.root, layer, RegistrySettings(), "info")
+    worker = forked.Process(target=run_worker, args=(task, theirs))
+    worker.start()
+    ours.send(Continue())
+    worker.join(_PATIENCE_SECONDS)
+    release_meta(node.store.root, layer)
+    reports = []
+    while ours.poll():
+        reports.append(ours.recv())
+    assert reports[-2:] == [Here(), Failed("StoreError", "cannot sync", True)]
+    assert not node.store.is_complete(layer)
+    assert not node.store.same_boot(layer)
