@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from fetcher.store import LayerStore
 from scripts.benchmark.group import Group, Memory
 from scripts.benchmark.host import disk_use
 from scripts.benchmark.registry import FarRegistry, PushedImage
@@ -67,6 +67,10 @@ class Engine(Protocol):
         """Return once every byte is here. Raises TimeoutError."""
         ...
 
+    def wait_until_on_disk(self, image: PushedImage) -> None:
+        """Return once a power loss would lose nothing, where it sees to that. Raises TimeoutError."""
+        ...
+
     def check(self, image: PushedImage) -> None:
         """Raises NotNative if the complete image is not what it should be."""
         ...
@@ -97,6 +101,9 @@ class Overlayfs:
     def wait_until_complete(self, image: PushedImage) -> None:
         """Its pull brings everything."""
 
+    def wait_until_on_disk(self, image: PushedImage) -> None:
+        """It leaves that to the kernel."""
+
     def check(self, image: PushedImage) -> None:
         """It is native by itself."""
 
@@ -125,11 +132,18 @@ class Lazy:
         return python("snapshotter.entry", "pull", *sockets, "--plain-http", reference)
 
     def wait_until_complete(self, image: PushedImage) -> None:
-        """Return once every layer here has its completion mark. Raises TimeoutError."""
-        layers = os.path.join(self.layergate.root, "layers")
-        wanted = max(len(set(image.layers)), len(glob.glob(f"{layers}/*")))
+        """Return once every layer here is complete. Raises TimeoutError."""
+        self._wait_for_all(image, LayerStore(self.layergate.root).is_complete)
+
+    def wait_until_on_disk(self, image: PushedImage) -> None:
+        """Return once every layer here is on disk. Raises TimeoutError."""
+        self._wait_for_all(image, LayerStore(self.layergate.root).is_on_disk)
+
+    def _wait_for_all(self, image: PushedImage, is_so: Callable[[str], bool]) -> None:
+        store = LayerStore(self.layergate.root)
+        wanted = max(len(set(image.layers)), len(store.layers()))
         wait_until(
-            lambda: len(glob.glob(f"{layers}/*/complete")) >= wanted,
+            lambda: sum(map(is_so, store.layers())) >= wanted,
             lambda: f"{image.reference} is not complete; serve said:\n{self.layergate.log_end()}",
         )
 

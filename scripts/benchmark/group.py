@@ -74,9 +74,9 @@ class Group:
         return int(values["usage_usec"]) / 1e6
 
     def memory(self) -> Memory:
-        """Of the processes that run now."""
+        """Of the processes that run now, but for this one, which enters to start others."""
         with open(os.path.join(self._path, "cgroup.procs"), encoding="ascii") as file:
-            pids = file.read().split()
+            pids = [pid for pid in file.read().split() if pid != str(os.getpid())]
         found = [memory for pid in pids if (memory := _memory(pid)) is not None]
         return Memory(
             pss=round(sum(pss for pss, _ in found) / 1024, 1),

@@ -116,7 +116,7 @@ def crowd(
                 )
             else:
                 _pull(engine, image)
-                engine.wait_until_complete(image)
+                engine.wait_until_on_disk(image)
     return found
 
 
@@ -128,7 +128,7 @@ def _look(engine: Lazy, image: PushedImage, registry: FarRegistry, number: int) 
     first, _ = run_to_first_output(
         engine.containerd, image.reference, _WORKLOAD.command, snapshotter=engine.snapshotter
     )
-    engine.wait_until_complete(image)
+    engine.wait_until_on_disk(image)
     time.sleep(_IDLE_SECONDS)
     return Crowd(number, round(pulled, 3), round(first - begin, 3), engine.memory())
 

@@ -60,6 +60,9 @@ class Peer:
             lambda: f"the peer has {sorted(fetched_layers(self.root))} of {image.layers}: see {self.log}",
         )
 
+    def wait_until_on_disk(self, image: PushedImage) -> None:
+        """It leaves that to the kernel."""
+
     def check(self, image: PushedImage) -> None:
         """It stays on its own mounts."""
 

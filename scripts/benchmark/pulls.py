@@ -43,6 +43,8 @@ class Pull:
     first_output: float
     complete: float
     """Every byte is here; for overlayfs the same as `pulled`."""
+    on_disk: float
+    """And would be after a power loss; the same as `complete` for those that do not see to it."""
     bytes_at_first_output: int
     bytes_at_complete: int
     requests_to_first_output: list[str]
@@ -77,6 +79,8 @@ def cold_start(
         )
         engine.wait_until_complete(image)
         complete = time.monotonic() - begin if engine.is_lazy else pulled
+        engine.wait_until_on_disk(image)
+        on_disk = time.monotonic() - begin if engine.is_lazy else pulled
     if output != workload.output:
         raise WrongOutput(f"{image.reference} on {engine.snapshotter} printed {output!r}")
     engine.check(image)
@@ -87,6 +91,7 @@ def cold_start(
         pulled=round(pulled, 3),
         first_output=round(first - begin, 3),
         complete=round(complete, 3),
+        on_disk=round(on_disk, 3),
         bytes_at_first_output=at_first.received - samples[0].received,
         bytes_at_complete=at_complete.received - samples[0].received,
         requests_to_first_output=registry.requests(samples[0].log_size, at_first.log_size),

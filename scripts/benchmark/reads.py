@@ -45,7 +45,7 @@ def compare_reads(
     call(engine.pull_command(image.reference))
     program = compiled("readtree", work)
     with containerd.container(image.reference, snapshotter=engine.snapshotter) as early:
-        engine.wait_until_complete(image)
+        engine.wait_until_on_disk(image)
         with (
             containerd.container(plain.reference) as native,
             containerd.container(image.reference, snapshotter=engine.snapshotter) as late,
