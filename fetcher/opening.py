@@ -22,9 +22,11 @@ from fetcher.store import LayerRecord, LayerStore, Source
 from fetcher.toc import TocBytes, toc_digest, toc_json, unpack_toc, verified_toc
 
 _SMALLEST_TAIL: Final = 32 << 10
+_SMALL_TAIL: Final = 384 << 10
 _LARGEST_TAIL: Final = 4 << 20
 _TAIL_SHARE: Final = 64
-"""The guess: TOCs of real images take 0.7 to 1.2 % of the blob, so ask for its last 64th."""
+"""The guess: TOCs of real images take 0.4 to 1.2 % of the blob, so ask for its last 64th. Of layers of some
+20 MB, full of small files perhaps, they take up to 1.9 %, and twice as much costs less than a request."""
 _COMPRESSED_LIMIT: Final = 64 << 20
 """Bytes of a TOC as it comes: half of one are digests, so of TOC_LIMIT no more than that is left."""
 _unpacking: Final = threading.BoundedSemaphore(os.cpu_count() or 1)
@@ -84,8 +86,7 @@ async def open_layer(
 
 async def fetch_toc(blob: Blob, *, size: int | None, promised: str | None) -> FetchedToc:
     """Fetch the TOC of a layer, verified if a digest is `promised`. Raises as `open_layer` does."""
-    guess = max(_SMALLEST_TAIL, min(_LARGEST_TAIL, (size or 0) // _TAIL_SHARE))
-    tail, size = await blob.tail(guess)
+    tail, size = await blob.tail(_guess(size or 0))
     footer = parse_footer(tail[-LONGEST_FOOTER:], blob_size=size)
     fetched = len(tail)
     start, end = size - len(tail), size - footer.size
@@ -99,6 +100,12 @@ async def fetch_toc(blob: Blob, *, size: int | None, promised: str | None) -> Fe
     member = tail[footer.toc_offset - start : end - start]
     kept = await to_thread.run_sync(_verified, member, promised)
     return FetchedToc(kept, footer.toc_offset, size, fetched, zstd=tail[-8:] in ZSTD_MAGICS)
+
+
+def _guess(size: int) -> int:
+    """How many bytes at the end of a blob of `size` bytes to ask for, to have its TOC with one request."""
+    share = size // _TAIL_SHARE
+    return max(_SMALLEST_TAIL, min(2 * share, _SMALL_TAIL), min(share, _LARGEST_TAIL))
 
 
 def _verified(member: bytes, promised: str | None) -> TocBytes:

@@ -7,8 +7,6 @@ sides use one set of messages. Works with containerd 1.6, 1.7 and 2.x.
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 
@@ -25,7 +23,7 @@ from snapshotter.containerd.errors import (
     SnapshotterUnknown,
     SnapshotterUnreachable,
 )
-from snapshotter.containerd.labels import EXPIRES
+from snapshotter.containerd.leases import create_lease, delete_abandoned_leases, delete_lease
 from snapshotter.containerd.sending import Source, send_blob
 from snapshotter.containerd.types import ContentInfo, Descriptor, Image, Mount, SnapshotInfo, SnapshotKind
 from snapshotter.proto import (
@@ -117,15 +115,9 @@ class ContainerdClient:
         """A client whose results a new lease keeps, until the block ends or `seconds` have passed.
 
         What it kept is collected as garbage before an exception or a cancellation of the block goes on.
+        Leases of processes that were killed inside such a block are deleted, too.
         """
-        lease = f"layergate-{time.time_ns()}-{secrets.token_hex(4)}"
-        expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
-        await self._channel.unary(
-            f"{_LEASES}/Create",
-            leases_pb2.CreateRequest(id=lease, labels={EXPIRES: expires}),
-            leases_pb2.CreateResponse,
-            action="create a lease",
-        )
+        lease = await create_lease(self._channel, seconds)
         whole = False
         try:
             yield ContainerdClient(self._channel.bound(lease), patience=self._patience)
@@ -133,12 +125,8 @@ class ContainerdClient:
         finally:
             # It expires by itself, so a failure to delete it must not hide how the block ended.
             with anyio.move_on_after(_ANSWER_LIMIT, shield=True), suppress(ContainerdError):
-                await self._channel.unary(
-                    f"{_LEASES}/Delete",
-                    leases_pb2.DeleteRequest(id=lease, sync=not whole),
-                    empty_pb2.Empty,
-                    action="delete a lease",
-                )
+                await delete_lease(self._channel, lease, collect=not whole)
+                await delete_abandoned_leases(self._channel)
 
     async def keep_snapshot(self, snapshotter: str, name: str) -> None:
         """Add a snapshot that was there before to this client's lease."""

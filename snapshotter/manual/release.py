@@ -19,8 +19,9 @@ from mounter.uses import forget_unused, release_unused
 from snapshotter.cache.mounted import forget_released_lowers
 from snapshotter.gates import retire_unused
 from snapshotter.manual.errors import MountpointBusy, NotMounted
-from snapshotter.manual.state import ManualMounts, MountState, Process
+from snapshotter.manual.state import ManualMounts, MountState
 from snapshotter.manual.upper import remove_work
+from snapshotter.processes import Process
 
 log = get_logger("layergate.manual")
 

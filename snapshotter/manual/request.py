@@ -10,8 +10,9 @@ import msgspec
 from fetcher.store import boot_id
 from mounter.swap import mounts_on
 from snapshotter.manual.errors import MountedAlready, MountpointMissing, MountpointNotEmpty
-from snapshotter.manual.state import ManualMounts, MountState, Process, mount_namespace
+from snapshotter.manual.state import ManualMounts, MountState, mount_namespace
 from snapshotter.manual.upper import check_upper
+from snapshotter.processes import Process
 
 
 class MountRequest(msgspec.Struct, frozen=True, kw_only=True):

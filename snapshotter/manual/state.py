@@ -27,6 +27,7 @@ from fetcher.store import boot_id
 from mounter.lock import is_locked, locked
 from mounter.mountinfo import read_mounts
 from mounter.swap import mounts_on
+from snapshotter.processes import Process
 
 
 class MountKind(enum.Enum):
@@ -37,25 +38,6 @@ class MountKind(enum.Enum):
     LAZY = "lazy"
     NATIVE = "native"
     """Complete; it needs no process."""
-
-
-class Process(msgspec.Struct, frozen=True):
-    """A process for all time: `start_time` is in clock ticks since boot, as /proc has it."""
-
-    pid: int
-    start_time: int
-
-    @classmethod
-    def current(cls) -> Process:
-        """This one."""
-        return cls(os.getpid(), _start_time(os.getpid()))
-
-    def runs(self) -> bool:
-        """Whether it has not ended."""
-        try:
-            return _start_time(self.pid) == self.start_time
-        except (FileNotFoundError, ProcessLookupError):
-            return False
 
 
 class MountedLayer(msgspec.Struct, frozen=True):
@@ -213,12 +195,3 @@ def _is_entered(namespace: str) -> bool:
                 if os.readlink(f"/proc/{name}/ns/mnt") == namespace:
                     return True
     return any(mount.fstype == "nsfs" and mount.root == namespace for mount in read_mounts())
-
-
-def _start_time(pid: int) -> int:
-    """Raises FileNotFoundError, ProcessLookupError; a process that only waits to be reaped has ended."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    if fields[0] in (b"Z", b"X"):
-        raise ProcessLookupError(pid)
-    return int(fields[19])

@@ -45,6 +45,11 @@ class LeasesStub:
                 request_serializer=snapshotter_dot_proto_dot_leases__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.List = channel.unary_unary(
+                '/containerd.services.leases.v1.Leases/List',
+                request_serializer=snapshotter_dot_proto_dot_leases__pb2.ListRequest.SerializeToString,
+                response_deserializer=snapshotter_dot_proto_dot_leases__pb2.ListResponse.FromString,
+                _registered_method=True)
         self.AddResource = channel.unary_unary(
                 '/containerd.services.leases.v1.Leases/AddResource',
                 request_serializer=snapshotter_dot_proto_dot_leases__pb2.AddResourceRequest.SerializeToString,
@@ -62,6 +67,12 @@ class LeasesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,6 +96,11 @@ def add_LeasesServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=snapshotter_dot_proto_dot_leases__pb2.DeleteRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=snapshotter_dot_proto_dot_leases__pb2.ListRequest.FromString,
+                    response_serializer=snapshotter_dot_proto_dot_leases__pb2.ListResponse.SerializeToString,
             ),
             'AddResource': grpc.unary_unary_rpc_method_handler(
                     servicer.AddResource,
@@ -146,6 +162,33 @@ class Leases:
             '/containerd.services.leases.v1.Leases/Delete',
             snapshotter_dot_proto_dot_leases__pb2.DeleteRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.leases.v1.Leases/List',
+            snapshotter_dot_proto_dot_leases__pb2.ListRequest.SerializeToString,
+            snapshotter_dot_proto_dot_leases__pb2.ListResponse.FromString,
             options,
             channel_credentials,
             insecure,

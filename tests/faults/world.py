@@ -277,9 +277,13 @@ class World:
         """Remove every image and every layer. Fails if containerd's view and ours differ then.
 
         A container whose removal failed while a fault lasted is removed too: containerd keeps both, it and
-        its snapshot, until somebody asks again.
+        its snapshot, until somebody asks again. A pull that was killed has left a lease, which the next one
+        deletes.
         """
         self.node.until_met()
+        reference, image = self.new_image(0)
+        self.pull(reference)
+        self.forget_image(image)
         self.node.containerd.remove_containers()
         for reference in self.node.containerd.ctr("images", "ls", "--quiet").split():
             self.remove(reference)

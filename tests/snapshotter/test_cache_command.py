@@ -13,8 +13,9 @@ from fetcher.store import boot_id
 from mounter.mountinfo import read_mounts
 from mounter.uses import Uses
 from snapshotter.cli import cli
-from snapshotter.manual.state import ManualMounts, MountState, Process, mount_namespace
+from snapshotter.manual.state import ManualMounts, MountState, mount_namespace
 from snapshotter.metadata import Kind, Metadata
+from snapshotter.processes import Process
 from tests import trees
 from tests.snapshotter.cached import CachedNode
 

@@ -24,8 +24,9 @@ from snapshotter.cache.offline import OfflineCache
 from snapshotter.cache.values import LayerState, Selection, User, UserKind
 from snapshotter.errors import MetadataInUse
 from snapshotter.manual.release import unmount_manual
-from snapshotter.manual.state import ManualMounts, MountedLayer, MountState, Process, mount_namespace
+from snapshotter.manual.state import ManualMounts, MountedLayer, MountState, mount_namespace
 from snapshotter.metadata import Kind, Metadata
+from snapshotter.processes import Process
 from tests import trees
 from tests.snapshotter.cached import CachedNode
 

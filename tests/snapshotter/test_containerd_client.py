@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -8,8 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 
+from fetcher.store import boot_id
 from snapshotter.containerd.client import ContainerdClient, connect
 from snapshotter.containerd.errors import (
     ContainerdNotFound,
@@ -20,6 +23,7 @@ from snapshotter.containerd.errors import (
     SnapshotterUnreachable,
 )
 from snapshotter.containerd.types import Descriptor, Image
+from snapshotter.processes import Process
 from tests import oci
 from tests.integration.harness import Containerd
 
@@ -230,3 +234,33 @@ def test_a_lease_ends_with_its_block(containerd: Containerd) -> None:
 
     assert len(ask(containerd, inside)) == 1
     assert leases() == []
+
+
+@pytest.mark.containerd
+def test_leases_of_killed_processes_are_deleted(containerd: Containerd) -> None:
+    here = {"boot": boot_id(), "namespace": os.readlink("/proc/self/ns/pid")}
+    ours = msgspec.to_builtins(Process.current())
+    killed = {**ours, "start_time": 1}
+    holders = {
+        "layergate-1-runs": {**here, "process": ours},
+        "layergate-2-killed": {**here, "process": killed},
+        "layergate-3-another-boot": {**here, "boot": "another", "process": ours},
+        "layergate-4-another-container": {**here, "namespace": "pid:[1]", "process": killed},
+    }
+    leases = ["--namespace", "test", "leases"]
+    for name, holder in holders.items():
+        containerd.ctr(*leases, "create", "--id", name, f"layergate/holder={json.dumps(holder)}")
+    others = {"layergate-5-says-nothing", "somebody-else"}
+    for name in others:
+        containerd.ctr(*leases, "create", "--id", name)
+
+    async def nothing(_client: ContainerdClient) -> None:
+        pass
+
+    try:
+        ask(containerd, nothing)
+        left = set(containerd.ctr(*leases, "list", "--quiet").split())
+        assert left == others | {"layergate-1-runs", "layergate-4-another-container"}
+    finally:
+        for name in containerd.ctr(*leases, "list", "--quiet").split():
+            containerd.ctr(*leases, "delete", name)

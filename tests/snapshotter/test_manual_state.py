@@ -17,8 +17,9 @@ from mounter.syscalls import detach, mount
 from snapshotter.manual.errors import MountedAlready, MountpointMissing, MountpointNotEmpty
 from snapshotter.manual.release import forget_gone
 from snapshotter.manual.request import MountRequest, claim
-from snapshotter.manual.state import ManualMounts, MountKind, MountState, Process, mount_namespace
+from snapshotter.manual.state import ManualMounts, MountKind, MountState, mount_namespace
 from snapshotter.manual.upper import check_upper, make_upper, remove_work, user_of, work_path
+from snapshotter.processes import Process
 
 _MS_BIND = 4096
 
