@@ -246,6 +246,8 @@ class _Worker:
         if not self._streaming:
             self._obey()
         _set_nice(_BACKGROUND_NICE)
+        # A look at every file is work, too, and a container may be about to start.
+        anyio.run(self._pace().keep, 0)
         divide = middle(_count(self._plain, self._progress))
         end = self._tree.end
         if divide is None:
@@ -276,9 +278,12 @@ class _Worker:
     async def _bring_span(
         self, start: int, end: int, *, listen: Callable[[], None] | None = None, share: int = 1
     ) -> None:
-        pace = Pace(self._task.root, self._limits, listen=listen or self._listen, share=share)
+        pace = self._pace(listen=listen, share=share)
         async with self._sources(self._progress) as sources:
             await self._stream(sources, Field.FETCHED_BACKGROUND, start, end, pace.keep)
+
+    def _pace(self, *, listen: Callable[[], None] | None = None, share: int = 1) -> Pace:
+        return Pace(self._task.root, self._limits, listen=listen or self._listen, share=share)
 
     def _sources(self, progress: Progress) -> BlobSources:
         def count_request(_kind: str) -> None:

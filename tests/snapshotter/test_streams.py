@@ -106,6 +106,7 @@ async def test_a_wanted_layer_becomes_complete(node: _Node) -> None:
         assert os.path.exists(os.path.join(meta_path(node.store.root, layer), "usr/first"))
         await _until(lambda: node.completed == [layer])
         assert streams.state(layer) == (State.COMPLETE, None)
+        await streams.until_on_disk()
         assert not streams.works_on(layer)
     assert Path(node.store.fs(layer), "usr/file7").read_bytes() == bytes([7]) * 3000
     assert os.stat(os.path.join(node.store.fs(layer), "usr/first")).st_mode & 0o7777 == 0o4755
