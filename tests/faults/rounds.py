@@ -1,4 +1,7 @@
-"""A round: an image is pulled, run, streamed and read, and somewhere in that a fault strikes and passes."""
+"""A round: an image is pulled, run, streamed and read, swapped, removed and cleaned away.
+
+Somewhere in that a fault strikes and passes.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from tests.faults.afflictions import Affliction
 from tests.faults.world import PATIENCE, Image, Leaks, Reader, Seen, World
@@ -17,6 +20,8 @@ from tests.integration.harness import CommandFailed
 _MOMENT: Final = 3.5
 """Seconds into the round in which the fault strikes; the pull takes one, streaming three more."""
 _LASTS: Final = 2.5
+_AT_THE_END: Final = 0.3
+"""Share of rounds in which it strikes after everything is here; swap, removal and cleaning take a second."""
 OUTAGE: Final = "registry: a long outage"
 
 
@@ -34,28 +39,69 @@ class Round:
         seen = self.world.seen.setdefault(self.affliction.name, Seen())
         seen.rounds += 1
         reference, image = self.world.new_image(rng.randrange(1 << 60))
-        moment, lasts = rng.uniform(0, _MOMENT), rng.uniform(0.1, _LASTS)
+        at_the_end = rng.random() < _AT_THE_END
+        moment, lasts = rng.uniform(0, 1.0 if at_the_end else _MOMENT), rng.uniform(0.1, _LASTS)
         enemy = _Enemy(self.world, self.affliction, rng, moment, lasts)
         try:
-            with enemy, self._running(reference, seen, enemy) as root:
+            with enemy, self._running(reference, seen, enemy, struck=not at_the_end) as root:
                 seen.containers += 2  # the resident is one
                 with Reader(root, image, seen, self.seed) as reader:
-                    enemy.join()
+                    if not at_the_end:
+                        enemy.join()
                     _until_readable(reader, self.affliction.name)
                     self.world.until_complete(image)
                     # From now on nothing is missing, and nothing may fail.
                     reader.here |= set(image.files)
+                    if at_the_end:
+                        enemy.begin()
+                        self._swap(reference, image, seen, enemy)
                     _until_readable(reader, self.affliction.name)
                     reader.check()
                 resident.check()
-            self.world.remove(reference)
+            self._persist(lambda: self.world.remove(reference), seen, enemy)
+            self._persist(self.world.clean, seen, enemy)
+            enemy.join()
+            resident.check()
         finally:
             self.world.forget_image(image)
 
+    def _swap(self, reference: str, image: Image, seen: Seen, enemy: _Enemy) -> None:
+        """A container on the image's native directories: all of it is here, and nothing may fail."""
+
+        def run() -> None:
+            with self.world.container(reference) as container:
+                reader = Reader(container.root, image, seen, self.seed, here=True)
+                assert reader.read_all() == []
+
+        self._persist(run, seen, enemy)
+
+    def _persist(self, work: Callable[[], None], seen: Seen, enemy: _Enemy) -> None:
+        """Try `work` again while the fault lasts, and a little more."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                work()
+            except (CommandFailed, LookupError) as error:
+                self._forgive(error, seen, enemy, deadline)
+            else:
+                return
+
+    def _forgive(
+        self, error: CommandFailed | LookupError, seen: Seen, enemy: _Enemy, deadline: float
+    ) -> None:
+        if "Traceback" in str(error) or time.monotonic() > deadline:
+            raise error
+        if enemy.is_over and not self.world.layergate.running:
+            raise AssertionError(f"serve has ended: {self.world.layergate.log_end()}") from error
+        seen.commands_failed += 1
+        enemy.wait_a_moment()
+
     @contextlib.contextmanager
-    def _running(self, reference: str, seen: Seen, enemy: _Enemy) -> Iterator[str]:
-        """A container's root; pull and start are tried again while the fault lasts, and a little more."""
+    def _running(self, reference: str, seen: Seen, enemy: _Enemy, *, struck: bool) -> Iterator[str]:
+        """A container's root; if it is `struck`, pull and start are tried again while the fault lasts."""
         with contextlib.ExitStack() as stack:
+            if struck:
+                enemy.begin()
             deadline = time.monotonic() + PATIENCE
             while True:
                 try:
@@ -64,18 +110,13 @@ class Round:
                     root = container.root
                     break
                 except (CommandFailed, LookupError) as error:
-                    if "Traceback" in str(error) or time.monotonic() > deadline:
-                        raise
-                    if enemy.is_over and not self.world.layergate.running:
-                        raise AssertionError(f"serve has ended: {self.world.layergate.log_end()}") from error
-                    seen.commands_failed += 1
                     stack.close()
-                    enemy.wait_a_moment()
+                    self._forgive(error, seen, enemy, deadline)
             yield root
 
 
 class _Enemy:
-    """Strikes once, in a thread of its own, and mends what it did; mended in any case when the block ends."""
+    """Strikes once after `begin`, in a thread of its own, and mends what it did before the block ends."""
 
     def __init__(
         self, world: World, affliction: Affliction, rng: random.Random, moment: float, lasts: float
@@ -86,13 +127,20 @@ class _Enemy:
         self._moment = moment
         self._lasts = lasts
         self._error: BaseException | None = None
+        self._begun = False
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> None:
-        self._thread.start()
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._thread.join()
+        if self._begun:
+            self._thread.join()
+
+    def begin(self) -> None:
+        """The moment at which it strikes is counted from here."""
+        self._begun = True
+        self._thread.start()
 
     def join(self) -> None:
         """Wait until it is over. Raises what went wrong in it."""

@@ -43,9 +43,17 @@ _HEADINGS: Final = {
     show_default=True,
     help="Begin with the registry down for so many minutes.",
 )
+@click.option("--fault", default="", metavar="TEXT", help="Only faults whose names contain TEXT: kill, say.")
 @click.option("--output", type=click.Path(file_okay=False), help="Where to write soak.md and soak.json.")
-def main(minutes: float, rounds: int | None, seed: int | None, outage: float, output: str | None) -> None:
+def main(
+    minutes: float, rounds: int | None, seed: int | None, outage: float, fault: str, output: str | None
+) -> None:
     """Have a node survive faults, in rounds; the first that it does not survive ends it."""
+    if not any(fault in one.name for one in AFFLICTIONS):
+        raise click.BadParameter(
+            f"no fault is called so; there are {', '.join(one.name for one in AFFLICTIONS)}",
+            param_hint="--fault",
+        )
     seed = random.SystemRandom().randrange(1, 1 << 32) if seed is None else seed
     start = time.monotonic()
     click.echo(f"seed {seed}")
@@ -54,7 +62,7 @@ def main(minutes: float, rounds: int | None, seed: int | None, outage: float, ou
             if outage:
                 click.echo(f"{time.monotonic() - start:6.0f} s  {OUTAGE}")
                 outlast(node, f"{seed} outage", outage * 60)
-            count = _soak(node, seed, start, minutes * 60, rounds)
+            count = _soak(node, seed, start, minutes * 60, rounds, fault)
         finally:
             text = table(node.seen, seed, time.monotonic() - start)
             click.echo(text)
@@ -63,7 +71,8 @@ def main(minutes: float, rounds: int | None, seed: int | None, outage: float, ou
     click.echo(f"{count} rounds survived, nothing left behind, no wrong byte")
 
 
-def _soak(node: World, seed: int, start: float, seconds: float, rounds: int | None) -> int:
+def _soak(node: World, seed: int, start: float, seconds: float, rounds: int | None, fault: str) -> int:
+    afflictions = [one for one in AFFLICTIONS if fault in one.name]
     rng = random.Random(seed)
     before = used_once(node)
     count = 0
@@ -78,14 +87,16 @@ def _soak(node: World, seed: int, start: float, seconds: float, rounds: int | No
                 for _ in range(_CLEARING):
                     if not goes_on():
                         break
-                    affliction = rng.choice(AFFLICTIONS)
+                    affliction = rng.choice(afflictions)
                     click.echo(f"{time.monotonic() - start:6.0f} s  {count}  {affliction.name}")
                     Round(node, affliction, f"{seed} {count}").run(reader)
                     count += 1
                 reader.check()
         node.clear()
         node.until_nothing_leaks(before)
-        for name, happen in ((_POWER_LOSS, lose_power), (_NETWORK, lose_network)):
+        for name, happen in _ELSEWHERE:
+            if fault not in name:
+                continue
             click.echo(f"{time.monotonic() - start:6.0f} s  {count}  {name}")
             add(node.seen.setdefault(name, Seen()), happen(1, rng.randrange(1 << 60)))
             count += 1
@@ -111,6 +122,10 @@ def lose_network(rounds: int, seed: int) -> Seen:
 def _seen_by(module: str, rounds: int, seed: int, *arguments: str) -> Seen:
     command = python(module, *arguments, "--rounds", str(rounds), "--seed", str(seed))
     return Seen(**json.loads(call(command, timeout=rounds * 300)))
+
+
+_ELSEWHERE: Final = ((_POWER_LOSS, lose_power), (_NETWORK, lose_network))
+"""Faults that have a machine, or a network, of their own."""
 
 
 def table(seen: dict[str, Seen], seed: int, seconds: float) -> str:

@@ -273,6 +273,10 @@ class World:
         self.node.until_met()
         self.node.containerd.ctr("images", "rm", "--sync", reference)
 
+    def clean(self) -> None:
+        """Remove every layer that nothing uses. Raises CommandFailed."""
+        cache(self.layergate, "clean", "--all")
+
     def clear(self) -> None:
         """Remove every image and every layer. Fails if containerd's view and ours differ then.
 
@@ -293,7 +297,7 @@ class World:
             time.sleep(0.2)
 
         def removed() -> bool:
-            cache(self.layergate, "clean", "--all")
+            self.clean()
             return os.listdir(os.path.join(self.layergate.root, "layers")) == []
 
         eventually(removed, "unused layers to be removed")
