@@ -22,9 +22,10 @@ from mounter.forks import fork_child, set_title
 
 log = get_logger("layergate.worker")
 
-_LEAST_COST: Final = 32 << 20
-_FILE_COST: Final = 16 << 10
-"""Compressed bytes that take as long to inflate, verify and write as making one file does."""
+_LEAST_COST: Final = 24 << 20
+"""A quarter of a second of work; below that it is not worth the memory."""
+_FILE_COST: Final = 6 << 10
+"""Compressed bytes that take as long to inflate, verify and write (10 ns each) as making one file does."""
 _COUNTED: Final = (Field.BYTES_DONE, Field.FILES_DONE, Field.FETCHED_BACKGROUND, Field.REQUESTS)
 _LISTEN_SECONDS: Final = 0.25
 

@@ -34,6 +34,8 @@ from tests.estargz import Entry, Layer, build, dir, file, landmark, symlink
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
 _PATIENCE_SECONDS = 60.0
+_MANY = 4500
+"""Files that cost enough for two processes."""
 
 
 @pytest.fixture
@@ -333,8 +335,8 @@ async def test_a_stream_waits_by_itself_while_too_little_is_free(node: _Node) ->
         await _until(lambda: sorted(node.completed) == sorted([small, large]))
 
 
-def _large(count: int = 3000) -> Layer:
-    """A layer that costs enough for two processes."""
+def _large(count: int = _MANY) -> Layer:
+    """A layer that two processes stream."""
     return build([dir("d/"), *(file(f"d/{number:04}", b"%d" % number * 9) for number in range(count))])
 
 
@@ -348,7 +350,7 @@ def _second_halves(layer: str) -> list[int]:
     return found
 
 
-def _are_all_here(node: _Node, layer: str, count: int = 3000) -> bool:
+def _are_all_here(node: _Node, layer: str, count: int = _MANY) -> bool:
     fs = Path(node.store.fs(layer), "d")
     return all((fs / f"{number:04}").read_bytes() == b"%d" % number * 9 for number in range(count))
 
@@ -365,7 +367,7 @@ async def test_a_large_layer_is_streamed_by_two_processes(node: _Node) -> None:
         await _until(lambda: node.completed == [layer])
         assert _second_halves(layer) == []
     assert _are_all_here(node, layer)
-    assert progress[Field.FILES_DONE] == progress[Field.FILES_TOTAL] == 3000
+    assert progress[Field.FILES_DONE] == progress[Field.FILES_TOTAL] == _MANY
     assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
     tree = node.store.tree(layer)
     assert progress[Field.FETCHED_BACKGROUND] == tree.end - tree.members[0].offset, "no byte twice"
