@@ -42,9 +42,9 @@ from snapshotter.streams import LayerStreams
 
 log = get_logger("layergate.lazy")
 
-_PULLED_SECONDS: Final = 1.0
+_PULLED_SECONDS: Final = 0.7
 """Background streams yield for so long after a layer was promised: its container may come at once."""
-_START_SECONDS: Final = 0.7
+_START_SECONDS: Final = 0.5
 """And for so long after a container's mounts were asked for: it needs processor and link itself."""
 _RELEASE_INTERVAL_SECONDS: Final = 5.0
 _ANNOUNCED_SECONDS: Final = 60.0
