@@ -51,6 +51,8 @@ _TRANSIENT: Final = (RegistryUnreachable, RegistryUnavailable)
 _RETRY_SECONDS: Final = 0.25
 _POLL_SECONDS: Final = 0.005
 _SLACK_SECONDS: Final = 0.05
+_PREFETCH_PATIENCE: Final = 16.0
+"""How many times as long as a file of the prefetch range takes by itself it may be on its way in that."""
 _LINGER_SECONDS: Final = 0.03
 """Background streams go on pausing for so long: one miss seldom comes alone."""
 _STALLED_SECONDS: Final = 1.0
@@ -169,6 +171,8 @@ class OnDemand:
         if not partial.have:
             await to_thread.run_sync(partial.create_empty)
             return
+        if await self.prefetched(loaded, partial.node):
+            return
         if await self._comes_along(loaded, partial.node) or await self._streamed(loaded, partial.node):
             self.counters.streamed += 1
             return
@@ -195,16 +199,35 @@ class OnDemand:
                 return False
         return loaded.plain.has(node)
 
+    async def prefetched(self, loaded: LoadedLayer, node: Node) -> bool:
+        """Wait for a file that the prefetch range is about to bring; whether it did.
+
+        Asked for beside that it would come twice, over a link that has no time to spare: all of the range has
+        to come. Bounded by the stream's own progress, as it may die.
+        """
+        if loaded.progress[Field.STOP] > loaded.progress[Field.PREFETCH_END]:
+            return False
+        found = self._expected(loaded, node)
+        if found is None or found[0] > min(_PREFETCH_PATIENCE * found[1], self.settings.wait_seconds):
+            return False
+        came, moved = -1, anyio.current_time()
+        while anyio.current_time() < moved + _STALLED_SECONDS:
+            if loaded.plain.has(node):
+                self.counters.streamed += 1
+                return True
+            if came != loaded.progress[Field.FETCHED_PREFETCH]:
+                came, moved = loaded.progress[Field.FETCHED_PREFETCH], anyio.current_time()
+            await anyio.sleep(_POLL_SECONDS)
+        return False
+
     async def _streamed(self, loaded: LoadedLayer, node: Node) -> bool:
         """Wait for the layer's own stream if it brings the file about as soon as a request would."""
-        position, stop = loaded.progress[Field.POSITION], loaded.progress[Field.STOP]
-        rate = loaded.progress[Field.RATE]
-        first = min(chunk.offset for chunk in node.chunks)
-        end = max(chunk.end for chunk in node.chunks)
-        if self.in_flight or not rate or not position <= first < end <= stop:
+        found = self._expected(loaded, node)
+        if self.in_flight or found is None:
             return False
-        expected = (end - position) / rate
-        if expected > self.link.round_trip + (end - first) / max(self.link.bandwidth, rate):
+        expected, alone = found
+        rate = loaded.progress[Field.RATE] or 1
+        if expected > self.link.round_trip + alone * rate / max(self.link.bandwidth, rate):
             return False
         # Bounded, because the stream may have died and left its position behind.
         deadline = anyio.current_time() + 2 * expected + _SLACK_SECONDS
@@ -213,6 +236,16 @@ class OnDemand:
             if loaded.plain.has(node):
                 return True
         return False
+
+    def _expected(self, loaded: LoadedLayer, node: Node) -> tuple[float, float] | None:
+        """Seconds until the stream brings the file, and of these for the file alone; None if it does not."""
+        position, stop = loaded.progress[Field.POSITION], loaded.progress[Field.STOP]
+        rate = loaded.progress[Field.RATE]
+        first = min(chunk.offset for chunk in node.chunks)
+        end = max(chunk.end for chunk in node.chunks)
+        if not rate or not position <= first < end <= stop:
+            return None
+        return (end - position) / rate, (end - first) / rate
 
     def _ask_ahead(self, loaded: LoadedLayer, partial: PartialFile, wanted: range, ahead: int) -> None:
         """Ask for what is wanted together with what comes next; for the latter alone, not in small pieces."""

@@ -268,6 +268,29 @@ def test_the_stream_that_is_about_to_bring_a_file_is_waited_for(tmp_path: Path) 
     assert node.blob.asked == []
 
 
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_a_prefetch_is_waited_for_though_a_request_would_be_faster(tmp_path: Path, prefetch: bool) -> None:
+    node = bench(tmp_path, settings=MounterSettings(assumed_bandwidth=1 << 20, assumed_round_trip=0.001))
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces = loaded.tree.nodes["pieces"]
+        first, end = pieces.chunks[0].offset, pieces.chunks[-1].end
+        loaded.progress[Field.STOP] = end
+        loaded.progress[Field.PREFETCH_END] = end if prefetch else end - 1
+        # Before it there is as much as it has itself, so the stream takes twice as long as a request.
+        loaded.progress[Field.POSITION] = max(0, first - (end - first))
+        loaded.progress[Field.RATE] = end - first
+        ondemand.link.bandwidth = 10 * (end - first)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ondemand.fetch, loaded, pieces)
+            await anyio.sleep(0.05)
+            loaded.plain.write(pieces, FILES["pieces"])
+        assert bool(node.blob.asked) is not prefetch
+        assert ondemand.counters.streamed == prefetch
+
+    node.run(scenario)
+
+
 @pytest.mark.parametrize("rate", [0, 1])
 def test_a_stream_that_would_take_longer_is_not_waited_for(tmp_path: Path, rate: int) -> None:
     node = bench(tmp_path)
