@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import mmap
 import os
 import time
 from collections.abc import Iterator
 from typing import Final
+
+from fetcher.words import shared_words
 
 HOLD_SECONDS: Final = 1.0
 """How long one mark lasts; refresh it more often than that while work goes on."""
@@ -35,14 +36,7 @@ class Demand:
     """The flag of one root; safe to open in any number of processes."""
 
     def __init__(self, root: str) -> None:
-        fd = os.open(os.path.join(root, "demand"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            # Not ftruncate: a write to a mapped hole is a SIGBUS where the disk is full.
-            os.posix_fallocate(fd, 0, _SLOTS * 8)
-            # One store a mark; struct.pack_into clears the bytes first, and a reader may see that.
-            self._deadlines = memoryview(mmap.mmap(fd, _SLOTS * 8)).cast("Q")
-        finally:
-            os.close(fd)
+        self._deadlines = shared_words(_SLOTS, os.path.join(root, "demand"))
 
     def mark(self, slot: Slot, seconds: float = HOLD_SECONDS) -> None:
         """Say that `slot` has foreground work for the next `seconds`, at most HOLD_SECONDS."""

@@ -8,9 +8,9 @@ the ON_DEMAND ones. Readers need no lock.
 from __future__ import annotations
 
 import enum
-import mmap
-import os
 from typing import Final
+
+from fetcher.words import shared_words
 
 FIELDS: Final = 16
 
@@ -45,9 +45,7 @@ class Progress:
     """
 
     def __init__(self, path: str | None = None) -> None:
-        self._map = mmap.mmap(-1, FIELDS * 8) if path is None else _mapped(path)
-        # One store a value; struct.pack_into clears the bytes first, and a reader may see that.
-        self._values = memoryview(self._map).cast("Q")
+        self._values = shared_words(FIELDS, path)
 
     def __getitem__(self, field: Field) -> int:
         return self._values[field]
@@ -62,14 +60,3 @@ class Progress:
     def close(self) -> None:
         """Unmap; the counters stay in the file."""
         self._values.release()
-        self._map.close()
-
-
-def _mapped(path: str) -> mmap.mmap:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        # Not ftruncate: a write to a mapped hole is a SIGBUS where the disk is full.
-        os.posix_fallocate(fd, 0, FIELDS * 8)
-        return mmap.mmap(fd, FIELDS * 8)
-    finally:
-        os.close(fd)

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import fcntl
 import gc
 import hashlib
@@ -39,6 +38,7 @@ from typing import Final
 import msgspec
 
 from fetcher.errors import FormatError, StoreError
+from fetcher.memory import return_freed_memory
 from fetcher.nodes import Kind
 from fetcher.progress import Field, Progress
 from fetcher.toc import Toc, parse_toc, verify_toc
@@ -89,7 +89,6 @@ class Shape(msgspec.Struct, frozen=True):
     whiteouts: bool
 
 
-_libc = ctypes.CDLL(None)
 _SHAPES: Final = msgspec.json.Decoder(Shape)
 
 
@@ -126,13 +125,6 @@ def _garbage_let_be() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _return_freed_memory() -> None:
-    """Give back what the C library keeps of a TOC's text and tables, which no process of ours needs again."""
-    trim = getattr(_libc, "malloc_trim", None)  # glibc's; others keep none
-    if trim is not None:
-        trim(0)
 
 
 class LayerStore:
@@ -241,7 +233,7 @@ class LayerStore:
         record = self.record(layer)
         with _garbage_let_be():
             tree = build_tree(self._toc(layer, record.toc_digest), end=record.toc_offset)
-        _return_freed_memory()
+        return_freed_memory()  # the text and the tables of the TOC
         return tree
 
     def _toc(self, layer: str, digest: str) -> Toc:

@@ -51,22 +51,37 @@ def start_fork_server(modules: Sequence[str]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def fork_child(work: Callable[[], int]) -> int:
+class Child:
     """A child of this process that does `work`, exits with what that gives, and is killed when this one ends.
 
-    It has all that is in memory here. From the main thread, with no other thread and no event loop. Gives its
-    pid; 1 is its status after what `work` raises. Raises OSError.
+    It has all that is in memory here. Made in the main thread, with no other thread and no event loop. After
+    what `work` raises its exit code is 1. Close it in any case, or wait for it.
     """
-    parent = os.getpid()
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            _end_with_parent(parent)
-            status = work()
-        finally:
-            os._exit(status)
-    return child
+
+    def __init__(self, work: Callable[[], int]) -> None:
+        """Fork. Raises OSError."""
+        parent = os.getpid()
+        self.pid = os.fork()
+        self._waited = False
+        if not self.pid:
+            status = 1
+            try:
+                _end_with_parent(parent)
+                status = work()
+            finally:
+                os._exit(status)
+
+    def wait(self) -> int:
+        """Its exit code when it has ended, negative for a signal. Blocking; once."""
+        _, status = os.waitpid(self.pid, 0)
+        self._waited = True
+        return os.waitstatus_to_exitcode(status)
+
+    def close(self) -> None:
+        """End it if it is still at work."""
+        if not self._waited:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
 
 
 def _end_with_parent(parent: int) -> None:

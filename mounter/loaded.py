@@ -5,17 +5,17 @@ A tree of 20,000 files takes 0.15 s to load and 30 MB: hence both. Belongs to th
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 import anyio
 from anyio import to_thread
 
 from fetcher.logs import get_logger
+from fetcher.memory import return_freed_memory
 from fetcher.nodes import Node
 from fetcher.plain import PlainLayer
 from fetcher.progress import Progress
@@ -28,8 +28,6 @@ log = get_logger("layergate.mounter")
 
 _INCOMPLETE_PATIENCE: Final = 10
 """A layer that is still streaming is likely to be asked for again: it stays so many times longer."""
-
-_libc = ctypes.CDLL(None)
 
 
 class LoadedLayer:
@@ -213,7 +211,6 @@ class LoadedLayers:
 
 
 def _give_back_memory() -> None:
-    """Free what only cycles hold (an error and its frames, say); have glibc return it to the system."""
+    """Free what only cycles hold (an error and its frames, say), and return it to the system."""
     gc.collect()
-    with suppress(AttributeError):
-        _libc.malloc_trim(0)
+    return_freed_memory()

@@ -23,7 +23,7 @@ from typing import Final
 from fetcher.nodes import Kind, Node
 from fetcher.tree import LayerTree
 from mounter.errors import UnsupportedAttribute, mount_failures
-from mounter.forks import fork_child
+from mounter.forks import Child
 from mounter.lock import locked
 from mounter.mountinfo import is_mount_point
 from mounter.syscalls import attach, detach, detached_tmpfs
@@ -144,7 +144,7 @@ def _fill(top: int, layer: str, tree: LayerTree, processes: int) -> None:
     prefix = f"/{layer}/fs/".encode()
     with ExitStack() as stack:
         for share in shares[1:]:
-            stack.callback(_await, fork_child(partial(_fill_share, top, share, prefix)))
+            stack.callback(_await, Child(partial(_fill_share, top, share, prefix)))
         _fill_directories(top, shares[0], prefix)
     for primary, path in hardlinks:
         os.link(primary, path, src_dir_fd=top, dst_dir_fd=top, follow_symlinks=False)
@@ -174,8 +174,8 @@ def _fill_share(top: int, share: dict[str, list[Node]], prefix: bytes) -> int:
     return 0
 
 
-def _await(child: int) -> None:
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def _await(child: Child) -> None:
+    status = child.wait()
     if status:
         number = status if status > 0 else errno.EINTR
         raise OSError(number, f"a process that made part of it failed: {os.strerror(number)}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 from anyio import to_thread
@@ -28,7 +28,7 @@ from fetcher.errors import (
 )
 from fetcher.logs import get_logger
 from fetcher.nodes import Chunk, Member, Node
-from fetcher.progress import Field
+from fetcher.progress import Field, Progress
 from fetcher.store import FileSource, LayerRecord, LayerStore, Source
 from mounter.counters import Counters, Histogram
 from mounter.errors import TooSlow
@@ -207,8 +207,10 @@ class OnDemand:
         """
         if loaded.progress[Field.STOP] > loaded.progress[Field.PREFETCH_END]:
             return False
-        found = self._expected(loaded, node)
-        if found is None or found[0] > min(_PREFETCH_PATIENCE * found[1], self.settings.wait_seconds):
+        coming = _on_its_way(loaded.progress, node)
+        if coming is None:
+            return False
+        if coming.ahead > min(_PREFETCH_PATIENCE * coming.size, self.settings.wait_seconds * coming.rate):
             return False
         came, moved = -1, anyio.current_time()
         while anyio.current_time() < moved + _STALLED_SECONDS:
@@ -222,12 +224,11 @@ class OnDemand:
 
     async def _streamed(self, loaded: LoadedLayer, node: Node) -> bool:
         """Wait for the layer's own stream if it brings the file about as soon as a request would."""
-        found = self._expected(loaded, node)
-        if self.in_flight or found is None:
+        coming = _on_its_way(loaded.progress, node)
+        if self.in_flight or coming is None:
             return False
-        expected, alone = found
-        rate = loaded.progress[Field.RATE] or 1
-        if expected > self.link.round_trip + alone * rate / max(self.link.bandwidth, rate):
+        expected = coming.ahead / coming.rate
+        if expected > self.link.round_trip + coming.size / max(self.link.bandwidth, coming.rate):
             return False
         # Bounded, because the stream may have died and left its position behind.
         deadline = anyio.current_time() + 2 * expected + _SLACK_SECONDS
@@ -236,16 +237,6 @@ class OnDemand:
             if loaded.plain.has(node):
                 return True
         return False
-
-    def _expected(self, loaded: LoadedLayer, node: Node) -> tuple[float, float] | None:
-        """Seconds until the stream brings the file, and of these for the file alone; None if it does not."""
-        position, stop = loaded.progress[Field.POSITION], loaded.progress[Field.STOP]
-        rate = loaded.progress[Field.RATE]
-        first = min(chunk.offset for chunk in node.chunks)
-        end = max(chunk.end for chunk in node.chunks)
-        if not rate or not position <= first < end <= stop:
-            return None
-        return (end - position) / rate, (end - first) / rate
 
     def _ask_ahead(self, loaded: LoadedLayer, partial: PartialFile, wanted: range, ahead: int) -> None:
         """Ask for what is wanted together with what comes next; for the latter alone, not in small pieces."""
@@ -407,6 +398,25 @@ class OnDemand:
             self._demand.mark(Slot.ON_DEMAND)
             await anyio.sleep(HOLD_SECONDS / 3)
         self._marking = False
+
+
+class _OnItsWay(NamedTuple):
+    """Of a file that a stream is going to bring: bytes that come until it is here, and of these its own."""
+
+    ahead: int
+    size: int
+    rate: int
+    """Bytes a second."""
+
+
+def _on_its_way(progress: Progress, node: Node) -> _OnItsWay | None:
+    """None if no stream of the layer brings the file."""
+    position, stop, rate = progress[Field.POSITION], progress[Field.STOP], progress[Field.RATE]
+    first = min(chunk.offset for chunk in node.chunks)
+    end = max(chunk.end for chunk in node.chunks)
+    if not rate or not position <= first < end <= stop:
+        return None
+    return _OnItsWay(end - position, end - first, rate)
 
 
 def _file_end(chunk: Chunk) -> int:

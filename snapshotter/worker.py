@@ -213,7 +213,7 @@ class _Worker:
         self._trusted.set()
         plain.make_directories()
         landmark = plain.tree.landmark or 0
-        async with self._sources(self._progress) as sources:
+        async with self._sources() as sources:
             for start, end in _looked_up_first(plain.tree):
                 await self._stream(sources, Field.FETCHED_PREFETCH, start, end, _go_on)
             if landmark:
@@ -246,12 +246,13 @@ class _Worker:
         if not self._streaming:
             self._obey()
         _set_nice(_BACKGROUND_NICE)
+        pace = self._pace(self._listen)
         # A look at every file is work, too, and a container may be about to start.
-        anyio.run(self._pace().keep, 0)
+        anyio.run(pace.keep, 0)
         divide = middle(_count(self._plain, self._progress))
         end = self._tree.end
         if divide is None:
-            anyio.run(self._bring_span, 0, end)
+            anyio.run(self._bring_span, 0, end, pace)
             return
         other = SecondHalf(self._task.layer, partial(self._bring_second_half, divide, end))
         with contextlib.closing(other):
@@ -264,30 +265,27 @@ class _Worker:
             self._listen()
             other.count(self._progress)
 
-        await self._bring_span(0, divide, listen=listen, share=2)
+        await self._bring_span(0, divide, self._pace(listen, share=2))
         brought = await other.ended(listen)
         other.count(self._progress)
         if not brought:
-            await self._bring_span(divide, end)
+            await self._bring_span(divide, end, self._pace(self._listen))
 
     async def _bring_second_half(self, start: int, end: int, progress: Progress) -> None:
         """In a process of its own."""
         self._progress = progress
-        await self._bring_span(start, end, listen=_hear_nothing, share=2)
+        await self._bring_span(start, end, self._pace(_hear_nothing, share=2))
 
-    async def _bring_span(
-        self, start: int, end: int, *, listen: Callable[[], None] | None = None, share: int = 1
-    ) -> None:
-        pace = self._pace(listen=listen, share=share)
-        async with self._sources(self._progress) as sources:
+    async def _bring_span(self, start: int, end: int, pace: Pace) -> None:
+        async with self._sources() as sources:
             await self._stream(sources, Field.FETCHED_BACKGROUND, start, end, pace.keep)
 
-    def _pace(self, *, listen: Callable[[], None] | None = None, share: int = 1) -> Pace:
-        return Pace(self._task.root, self._limits, listen=listen or self._listen, share=share)
+    def _pace(self, listen: Callable[[], None], *, share: int = 1) -> Pace:
+        return Pace(self._task.root, self._limits, listen=listen, share=share)
 
-    def _sources(self, progress: Progress) -> BlobSources:
+    def _sources(self) -> BlobSources:
         def count_request(_kind: str) -> None:
-            progress.add(Field.REQUESTS, 1)
+            self._progress.add(Field.REQUESTS, 1)
 
         return BlobSources(self._task.registry, receive_buffer=_RECEIVE_BUFFER, on_request=count_request)
 

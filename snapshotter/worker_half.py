@@ -7,7 +7,6 @@ threads would wait for each other. What the second one does not bring, the first
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
@@ -18,7 +17,7 @@ from fetcher.errors import FetchError
 from fetcher.logs import get_logger
 from fetcher.nodes import Member
 from fetcher.progress import Field, Progress
-from mounter.forks import fork_child, set_title
+from mounter.forks import Child, set_title
 
 log = get_logger("layergate.worker")
 
@@ -54,8 +53,8 @@ class SecondHalf:
         """Fork; while no event loop and no thread is here. Raises OSError."""
         self._theirs = Progress()
         self._taken = dict.fromkeys(_COUNTED, 0)
-        self._pid = fork_child(partial(_stream_in_child, layer, stream, self._theirs))
-        self._end = os.pidfd_open(self._pid)
+        self._child = Child(partial(_stream_in_child, layer, stream, self._theirs))
+        self._end = os.pidfd_open(self._child.pid)
 
     def count(self, progress: Progress) -> None:
         """Add to `progress` what the other process has done since the last call."""
@@ -71,16 +70,12 @@ class SecondHalf:
                 await anyio.wait_readable(self._end)
                 break
             listen()
-        _, status = os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it has ended
-        self._pid = 0
-        return status == 0
+        return self._child.wait() == 0
 
     def close(self) -> None:
         """End it if it is still at work."""
         os.close(self._end)
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        self._child.close()
 
 
 def _stream_in_child(layer: str, stream: Callable[[Progress], Awaitable[None]], counters: Progress) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from functools import partial
 from typing import Final
 
@@ -13,7 +12,7 @@ import msgspec
 from fetcher.logs import get_logger
 from fetcher.tree import LayerTree
 from mounter.errors import MounterError
-from mounter.forks import fork_child
+from mounter.forks import Child
 from mounter.meta import ensure_meta
 from snapshotter.worker_messages import Failed, failed
 
@@ -44,17 +43,16 @@ class MetaMaking:
     def __init__(self, root: str, layer: str, tree: LayerTree) -> None:
         """Fork; while no event loop and no thread is here. Raises OSError."""
         self._said, said = os.pipe()
-        self._pid = fork_child(partial(_make_meta, said, root, layer, tree))
+        self._child = Child(partial(_make_meta, said, root, layer, tree))
         os.close(said)
 
     async def made(self) -> None:
         """Return when META stands. Raises MetaFailed."""
         await anyio.wait_readable(self._said)
         said = os.read(self._said, _SAID_LIMIT)
-        _, status = os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it has nothing left to do
-        self._pid = 0
+        code = self._child.wait()  # it has nothing left to do
         if not said:
-            how = f"the process that made META ended (exit code {os.waitstatus_to_exitcode(status)})"
+            how = f"the process that made META ended (exit code {code})"
             raise MetaFailed(Failed("WorkerDied", how, True))
         if said != _MADE:
             raise MetaFailed(_FAILURES.decode(said))
@@ -62,9 +60,7 @@ class MetaMaking:
     def close(self) -> None:
         """End it if it is still at work."""
         os.close(self._said)
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        self._child.close()
 
 
 def _make_meta(said: int, root: str, layer: str, tree: LayerTree) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Final
 import anyio
 
 from fetcher.demand import Demand
+from fetcher.words import shared_words
 
 _YIELD_SECONDS: Final = 0.004
 _LONGEST_YIELD_SECONDS: Final = 5.0
@@ -26,7 +26,7 @@ class Limits:
     """Bytes a second (0: no limit) and bytes to be left free on the disk; seen by forked processes, too."""
 
     def __init__(self) -> None:
-        self._values = memoryview(mmap.mmap(-1, 3 * 8)).cast("Q")
+        self._values = shared_words(3)
 
     def set(self, rate: int, min_free: int) -> None:
         """New limits, from now on."""

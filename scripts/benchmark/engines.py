@@ -133,17 +133,17 @@ class Lazy:
 
     def wait_until_complete(self, image: PushedImage) -> None:
         """Return once every layer here is complete. Raises TimeoutError."""
-        self._wait_for_all(image, LayerStore(self.layergate.root).is_complete)
+        self._wait_for_all(image, LayerStore.is_complete)
 
     def wait_until_on_disk(self, image: PushedImage) -> None:
         """Return once every layer here is on disk. Raises TimeoutError."""
-        self._wait_for_all(image, LayerStore(self.layergate.root).is_on_disk)
+        self._wait_for_all(image, LayerStore.is_on_disk)
 
-    def _wait_for_all(self, image: PushedImage, is_so: Callable[[str], bool]) -> None:
+    def _wait_for_all(self, image: PushedImage, is_so: Callable[[LayerStore, str], bool]) -> None:
         store = LayerStore(self.layergate.root)
         wanted = max(len(set(image.layers)), len(store.layers()))
         wait_until(
-            lambda: sum(map(is_so, store.layers())) >= wanted,
+            lambda: sum(is_so(store, layer) for layer in store.layers()) >= wanted,
             lambda: f"{image.reference} is not complete; serve said:\n{self.layergate.log_end()}",
         )
 

@@ -23,7 +23,7 @@ from snapshotter.containerd.errors import (
     SnapshotterUnknown,
     SnapshotterUnreachable,
 )
-from snapshotter.containerd.leases import create_lease, delete_abandoned_leases, delete_lease
+from snapshotter.containerd.leases import add_to_lease, create_lease, delete_abandoned_leases, delete_lease
 from snapshotter.containerd.sending import Source, send_blob
 from snapshotter.containerd.types import ContentInfo, Descriptor, Image, Mount, SnapshotInfo, SnapshotKind
 from snapshotter.proto import (
@@ -32,7 +32,6 @@ from snapshotter.proto import (
     diff_pb2,
     images_pb2,
     introspection_pb2,
-    leases_pb2,
     snapshots_pb2,
     version_pb2,
 )
@@ -41,7 +40,6 @@ _CONTENT = "containerd.services.content.v1.Content"
 _DIFF = "containerd.services.diff.v1.Diff"
 _IMAGES = "containerd.services.images.v1.Images"
 _INTROSPECTION = "containerd.services.introspection.v1.Introspection"
-_LEASES = "containerd.services.leases.v1.Leases"
 _SNAPSHOTS = "containerd.services.snapshots.v1.Snapshots"
 _VERSION = "containerd.services.version.v1.Version"
 
@@ -130,21 +128,11 @@ class ContainerdClient:
 
     async def keep_snapshot(self, snapshotter: str, name: str) -> None:
         """Add a snapshot that was there before to this client's lease."""
-        await self._keep(f"snapshots/{snapshotter}", name)
+        await add_to_lease(self._channel, f"snapshots/{snapshotter}", name)
 
     async def keep_content(self, digest: str) -> None:
         """Add a blob that was there before to this client's lease."""
-        await self._keep("content", digest)
-
-    async def _keep(self, kind: str, name: str) -> None:
-        await self._channel.unary(
-            f"{_LEASES}/AddResource",
-            leases_pb2.AddResourceRequest(
-                id=self._channel.lease or "", resource=leases_pb2.Resource(id=name, type=kind)
-            ),
-            empty_pb2.Empty,
-            action=f"add {kind} {name} to a lease",
-        )
+        await add_to_lease(self._channel, "content", digest)
 
     # Content
 

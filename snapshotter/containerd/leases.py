@@ -1,4 +1,4 @@
-"""Leases of processes that were killed: released by the next one that has a lease of its own."""
+"""Leases, with which containerd spares from garbage collection what is being made, and who holds them."""
 
 from __future__ import annotations
 
@@ -59,6 +59,18 @@ async def create_lease(channel: ContainerdChannel, seconds: int) -> str:
         action="create a lease",
     )
     return lease
+
+
+async def add_to_lease(channel: ContainerdChannel, kind: str, name: str) -> None:
+    """Add what was there before to the channel's lease: "content", or "snapshots/<snapshotter>"."""
+    await channel.unary(
+        f"{_LEASES}/AddResource",
+        leases_pb2.AddResourceRequest(
+            id=channel.lease or "", resource=leases_pb2.Resource(id=name, type=kind)
+        ),
+        empty_pb2.Empty,
+        action=f"add {kind} {name} to a lease",
+    )
 
 
 async def delete_lease(channel: ContainerdChannel, lease: str, *, collect: bool) -> None:

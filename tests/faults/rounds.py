@@ -127,19 +127,17 @@ class _Enemy:
         self._moment = moment
         self._lasts = lasts
         self._error: BaseException | None = None
-        self._begun = False
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        if self._begun:
+        if self._thread.is_alive():
             self._thread.join()
 
     def begin(self) -> None:
         """The moment at which it strikes is counted from here."""
-        self._begun = True
         self._thread.start()
 
     def join(self) -> None:
@@ -155,7 +153,8 @@ class _Enemy:
 
     def wait_a_moment(self) -> None:
         """Wait until the fault is over, but not for long."""
-        self._thread.join(0.5)
+        if self._thread.is_alive():
+            self._thread.join(0.5)
         time.sleep(0.1)
 
     def _run(self) -> None:

@@ -11,27 +11,15 @@ from typing import Final
 
 import click
 
-NAMES: Final = (
-    "config",
-    "control",
-    "documents",
-    "filters",
-    "footer",
-    "headers",
-    "inflate",
-    "labels",
-    "record",
-    "reference",
-    "toc",
-    "toc-member",
-)
+from tests.fuzz.targets import TARGETS
+
 _UNITS: Final = re.compile(r"number_of_executed_units: (\d+)")
 _TOLD: Final = 4000
 """Characters of the end of what a failed target's run has printed."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("targets", nargs=-1, type=click.Choice(NAMES))
+@click.argument("targets", nargs=-1, type=click.Choice(sorted(TARGETS)))
 @click.option("--seconds", type=click.IntRange(min=1), default=60, show_default=True, help="For each target.")
 @click.option("--seed", type=click.IntRange(min=1), default=1, show_default=True, help="Repeat a run.")
 @click.option(
@@ -41,7 +29,7 @@ def main(targets: tuple[str, ...], seconds: int, seed: int, corpus: str | None) 
     """Fuzz TARGETS, or all. An input that makes one fail is left in the current directory, as crash-*."""
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name in targets or NAMES:
+        for name in targets or sorted(TARGETS):
             kept = os.path.join(corpus or scratch, name)
             os.makedirs(kept, exist_ok=True)
             code = f"from tests.fuzz.atheris_run import run; run({name!r}, {kept!r}, {seconds}, {seed})"
