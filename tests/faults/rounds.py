@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from tests.faults.afflictions import Affliction
 from tests.faults.world import PATIENCE, Image, Leaks, Reader, Seen, World
@@ -23,6 +23,8 @@ _LASTS: Final = 2.5
 _AT_THE_END: Final = 0.3
 """Share of rounds in which it strikes after everything is here; swap, removal and cleaning take a second."""
 OUTAGE: Final = "registry: a long outage"
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -75,26 +77,19 @@ class Round:
 
         self._persist(run, seen, enemy)
 
-    def _persist(self, work: Callable[[], None], seen: Seen, enemy: _Enemy) -> None:
-        """Try `work` again while the fault lasts, and a little more."""
+    def _persist(self, work: Callable[[], T], seen: Seen, enemy: _Enemy) -> T:
+        """Try `work` again while the fault lasts, and a little more; what it gives."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                work()
+                return work()
             except (CommandFailed, LookupError) as error:
-                self._forgive(error, seen, enemy, deadline)
-            else:
-                return
-
-    def _forgive(
-        self, error: CommandFailed | LookupError, seen: Seen, enemy: _Enemy, deadline: float
-    ) -> None:
-        if "Traceback" in str(error) or time.monotonic() > deadline:
-            raise error
-        if enemy.is_over and not self.world.layergate.running:
-            raise AssertionError(f"serve has ended: {self.world.layergate.log_end()}") from error
-        seen.commands_failed += 1
-        enemy.wait_a_moment()
+                if "Traceback" in str(error) or time.monotonic() > deadline:
+                    raise
+                if enemy.is_over and not self.world.layergate.running:
+                    raise AssertionError(f"serve has ended: {self.world.layergate.log_end()}") from error
+                seen.commands_failed += 1
+                enemy.wait_a_moment()
 
     @contextlib.contextmanager
     def _running(self, reference: str, seen: Seen, enemy: _Enemy, *, struck: bool) -> Iterator[str]:
@@ -102,17 +97,15 @@ class Round:
         with contextlib.ExitStack() as stack:
             if struck:
                 enemy.begin()
-            deadline = time.monotonic() + PATIENCE
-            while True:
-                try:
+
+            def start() -> str:
+                with contextlib.ExitStack() as trial:
                     self.world.pull(reference)
-                    container = stack.enter_context(self.world.container(reference))
-                    root = container.root
-                    break
-                except (CommandFailed, LookupError) as error:
-                    stack.close()
-                    self._forgive(error, seen, enemy, deadline)
-            yield root
+                    root = trial.enter_context(self.world.container(reference)).root
+                    stack.enter_context(trial.pop_all())
+                return root
+
+            yield self._persist(start, seen, enemy)
 
 
 class _Enemy:
