@@ -37,15 +37,14 @@ _FORMATS: Final = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.
 
 
 class PlainFile:
-    """One regular file being written; nobody sees it before `commit`. Close it in any case."""
+    """One regular file being written, by any thread; nobody sees it before `commit`. Close it in any case."""
 
-    __slots__ = ("_directory", "_reached", "fd", "missing", "node")
+    __slots__ = ("_directory", "_reached", "fd", "node")
 
     def __init__(self, directory: str, node: Node, reached: set[str]) -> None:
         self._directory = directory
         self._reached = reached
         self.node = node
-        self.missing = node.size
         # Not `with _refusals`, here and below: entering it three times a file costs a tenth of writing it.
         try:
             # With its mode, so that most files need not be given it again; not with what chown takes away.
@@ -63,7 +62,6 @@ class PlainFile:
         except OSError as error:
             raise _refusal(self.node.path, error) from error
         _slowness.look(since, self._directory)
-        self.missing -= written
 
     def commit(self) -> bool:
         """Give the file its attributes and its name; False if another writer was first."""

@@ -1,9 +1,11 @@
 """Streaming a span of a layer into its plain directory.
 
 One sequential read a span: compressed blocks in, members inflated, pieces
-verified, files linked in. Meant for a process of its own (the work between two
-reads is CPU-bound and blocks the loop); safe beside on-demand fetches of the
-same layer, since the first writer of a file wins.
+verified, files linked in. Large members may be inflated and written in threads,
+which a single large file needs to come as fast as the link brings it. Meant for
+a process of its own (the work between two reads is CPU-bound and blocks the
+loop); safe beside on-demand fetches of the same layer, since the first writer of
+a file wins.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fetcher.errors import FormatError, VerificationError
 from fetcher.inflate import MemberInflater, inflate
@@ -32,6 +36,10 @@ WHOLE_OUTPUT: Final = 32 << 20
 _GAP: Final = 1 << 20
 """Bytes that are here already are fetched again rather than cost a request, up to this many."""
 _RATE_SECONDS: Final = 0.2
+_LARGE: Final = 1 << 20
+"""Bytes of output that are worth being handed to a thread."""
+_MOST_WAITING: Final = 2
+"""Members that wait for a thread, so that none is idle while the next one comes."""
 
 Pause = Callable[[int], Awaitable[None]]
 """Called with the size of each block that came; may wait, to yield or to keep to a rate."""
@@ -75,18 +83,64 @@ def missing_spans(plain: PlainLayer, start: int, end: int) -> list[Span]:
     return spans
 
 
+@dataclass(slots=True)
+class _Writing:
+    """A file of several chunks, and how many bytes of it have still to be written."""
+
+    file: PlainFile
+    missing: int
+
+
+class _Piece(NamedTuple):
+    """A chunk that is wanted of a member; `writing` is None for a file of one chunk."""
+
+    node: Node
+    chunk: Chunk
+    writing: _Writing | None
+
+
+class _UnderWay(NamedTuple):
+    """A member that has come; `placing` gives how many files are new with it, None if that is over."""
+
+    member: Member
+    pieces: Sequence[_Piece]
+    placing: Future[int] | None
+
+
+@contextlib.contextmanager
+def _damage_at(member: Member) -> Iterator[None]:
+    try:
+        yield
+    except FormatError as error:
+        raise VerificationError(
+            f"{member.pieces[0][0].path!r}: the layer is damaged at byte {member.offset}: {error}"
+        ) from error
+
+
 class LayerStream:
-    """Writes spans of one layer; one at a time."""
+    """Writes spans of one layer; one at a time. Members of 1 MiB and more in up to `threads` threads."""
 
     def __init__(
-        self, blob: Blob, plain: PlainLayer, progress: Progress, *, counter: Field, pause: Pause
+        self,
+        blob: Blob,
+        plain: PlainLayer,
+        progress: Progress,
+        *,
+        counter: Field,
+        pause: Pause,
+        threads: int = 0,
     ) -> None:
         self._blob = blob
         self._plain = plain
         self._progress = progress
         self._counter = counter
         self._pause = pause
-        self._open: dict[int, PlainFile] = {}
+        self._count = threads
+        self._threads: ThreadPoolExecutor | None = None
+        self._under_way: deque[_UnderWay] = deque()
+        self._placing = 0
+        """How many of these are in a thread, or wait for one."""
+        self._open: dict[int, _Writing] = {}
         self._end = 0
         self._measured = 0
         self._since = time.monotonic()
@@ -98,6 +152,7 @@ class LayerStream:
         """
         spans = missing_spans(self._plain, start, end)
         self._end = end
+        self._threads = ThreadPoolExecutor(self._count) if self._count else None
         try:
             for span in spans:
                 await self._pause(0)
@@ -106,8 +161,12 @@ class LayerStream:
                 await self._run_span(span)
         finally:
             self._progress[Field.STOP] = 0
-            for file in self._open.values():
-                file.close()
+            if self._threads is not None:
+                self._threads.shutdown(cancel_futures=True)
+            self._under_way.clear()
+            self._placing = 0
+            for writing in self._open.values():
+                writing.file.close()
             self._open.clear()
 
     async def _run_span(self, span: Span) -> None:
@@ -115,14 +174,10 @@ class LayerStream:
             reader = _SpanReader(blocks, span.start, self._arrived)
             for member in span.members:
                 await reader.skip_to(member.offset)
-                try:
+                with _damage_at(member):
                     await self._member(member, reader)
-                except FormatError as error:
-                    raise VerificationError(
-                        f"{member.pieces[0][0].path!r}: the layer is damaged at byte {member.offset}: {error}"
-                    ) from error
-                self._progress[Field.POSITION] = member.end
-                self._progress.add(Field.BYTES_DONE, member.end - member.offset)
+                self._settle(self._count + _MOST_WAITING)
+            self._settle(0)
 
     async def _member(self, member: Member, reader: _SpanReader) -> None:
         size = member.end - member.offset
@@ -130,13 +185,61 @@ class LayerStream:
         wanted = chunk.inner_offset + chunk.size
         if size > WHOLE_MEMBER or wanted > WHOLE_OUTPUT:
             await self._stream_member(member, wanted, reader)
+            self._under_way.append(_UnderWay(member, (), None))
             return
-        output = inflate(await reader.take(size), wanted)
+        data = await reader.take(size)
+        pieces = self._wanted(member)
+        if self._threads is not None and wanted >= _LARGE:
+            self._placing += 1
+            placing = self._threads.submit(self._place, data, wanted, pieces)
+            self._under_way.append(_UnderWay(member, pieces, placing))
+        else:
+            self._written(self._place(data, wanted, pieces))
+            self._under_way.append(_UnderWay(member, pieces, None))
+
+    def _settle(self, most: int) -> None:
+        """Finish what is over, in the blob's order, and wait until no more than `most` are in threads.
+
+        Blocks: the loop has nothing else to do that could not wait for a member. Raises FetchError.
+        """
+        while self._under_way:
+            first = self._under_way[0]
+            if first.placing is not None:
+                if self._placing <= most and not first.placing.done():
+                    return
+                with _damage_at(first.member):
+                    self._written(first.placing.result())
+                self._placing -= 1
+            self._under_way.popleft()
+            for piece in first.pieces:
+                if piece.writing is not None:
+                    self._took(piece.writing, piece.chunk)
+            self._progress[Field.POSITION] = first.member.end
+            self._progress.add(Field.BYTES_DONE, first.member.end - first.member.offset)
+
+    def _wanted(self, member: Member) -> list[_Piece]:
         # Of one file alone it is known to be missing, or was when the span began: its writer looks again.
         shared = len(member.pieces) > 1
+        pieces = []
         for node, chunk in member.pieces:
-            if not (shared and self._plain.has(node)):
-                self._take(node, chunk, output)
+            if len(node.chunks) == 1:
+                if not (shared and self._plain.has(node)):
+                    pieces.append(_Piece(node, chunk, None))
+            elif (writing := self._file(node, chunk)) is not None:
+                pieces.append(_Piece(node, chunk, writing))
+        return pieces
+
+    def _place(self, data: bytes | memoryview, wanted: int, pieces: Sequence[_Piece]) -> int:
+        """Inflate a member, verify and write its pieces; how many files are new with it. In any thread."""
+        output = inflate(data, wanted)
+        new = 0
+        for piece in pieces:
+            verified = verified_piece(output, piece.node, piece.chunk)
+            if piece.writing is not None:
+                piece.writing.file.write(verified, piece.chunk.file_offset)
+            elif self._plain.write(piece.node, verified):
+                new += 1
+        return new
 
     async def _arrived(self, count: int) -> None:
         self._progress.add(self._counter, count)
@@ -147,34 +250,28 @@ class LayerStream:
             self._measured, self._since = 0, now
         await self._pause(count)
 
-    def _take(self, node: Node, chunk: Chunk, output: bytes) -> None:
-        if len(node.chunks) == 1:
-            self._written(self._plain.write(node, verified_piece(output, node, chunk)))
-        else:
-            file = self._file(node, chunk)
-            if file is not None:
-                file.write(verified_piece(output, node, chunk), chunk.file_offset)
-                self._commit_if_whole(file)
-
-    def _file(self, node: Node, chunk: Chunk) -> PlainFile | None:
+    def _file(self, node: Node, chunk: Chunk) -> _Writing | None:
         """The file being written that `chunk` belongs to; None if it is not wanted, or not in this run."""
-        file = self._open.get(id(node))
-        if file is not None or chunk.file_offset or node.chunks[-1].offset >= self._end:
-            return file
+        writing = self._open.get(id(node))
+        if writing is not None or chunk.file_offset or node.chunks[-1].offset >= self._end:
+            return writing
         if self._plain.has(node):
             return None
-        file = self._open[id(node)] = self._plain.create(node)
-        return file
+        writing = self._open[id(node)] = _Writing(self._plain.create(node), node.size)
+        return writing
 
-    def _commit_if_whole(self, file: PlainFile) -> None:
-        if file.missing == 0:
+    def _took(self, writing: _Writing, chunk: Chunk) -> None:
+        """`chunk` was verified and written; with the last one the file is here."""
+        writing.missing -= chunk.size
+        if writing.missing == 0:
+            file = writing.file
             del self._open[id(file.node)]
             with contextlib.closing(file):
                 self._written(file.commit())
 
-    def _written(self, first: bool) -> None:
-        if first:
-            self._progress.add(Field.FILES_DONE, 1)
+    def _written(self, new: int) -> None:
+        if new:
+            self._progress.add(Field.FILES_DONE, new)
 
     async def _stream_member(self, member: Member, wanted: int, reader: _SpanReader) -> None:
         """Inflate a member as it arrives, keeping nothing of it but the slice at hand."""
@@ -199,9 +296,9 @@ class _PieceSink:
     def _begin(self) -> None:
         self._current = next(self._pieces, None)
         self._digest = hashlib.sha256()
-        self._file: PlainFile | None = None
+        self._writing: _Writing | None = None
         if self._current is not None:
-            self._file = self._stream._file(*self._current)
+            self._writing = self._stream._file(*self._current)
 
     def feed(self, output: bytes) -> None:
         view = memoryview(output)
@@ -212,14 +309,14 @@ class _PieceSink:
             if begin < stop:
                 data = view[begin - self._position : stop - self._position]
                 self._digest.update(data)
-                if self._file is not None:
-                    self._file.write(data, chunk.file_offset + begin - chunk.inner_offset)
+                if self._writing is not None:
+                    self._writing.file.write(data, chunk.file_offset + begin - chunk.inner_offset)
             if stop < chunk.inner_offset + chunk.size:
                 break
             if self._digest.digest() != chunk.digest:
                 raise mismatch(node, chunk)
-            if self._file is not None:
-                self._stream._commit_if_whole(self._file)
+            if self._writing is not None:
+                self._stream._took(self._writing, chunk)
             self._begin()
         self._position += len(output)
 

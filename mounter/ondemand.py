@@ -414,7 +414,7 @@ def _on_its_way(progress: Progress, node: Node) -> _OnItsWay | None:
     position, stop, rate = progress[Field.POSITION], progress[Field.STOP], progress[Field.RATE]
     first = min(chunk.offset for chunk in node.chunks)
     end = max(chunk.end for chunk in node.chunks)
-    if not rate or not position <= first < end <= stop:
+    if not rate or not position < end <= stop:  # what began before the position is being written
         return None
     return _OnItsWay(end - position, end - first, rate)
 

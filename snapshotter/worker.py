@@ -64,6 +64,8 @@ _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
 """Bytes of socket buffer a background stream may fill while it yields to foreground work."""
 _WAIT_SECONDS = 0.05
+_PREFETCH_THREADS: Final = 2
+"""For large files of the prefetch range, as a container waits for them; the rest has a second process."""
 _LOOKED_UP: Final = ("etc/passwd", "etc/group")
 _LOOKED_UP_SPAN: Final = 256 << 10
 """Compressed bytes between them that cost less than a request."""
@@ -299,7 +301,10 @@ class _Worker:
                 continue
             try:
                 blob = await sources.blob(source, record)
-                stream = LayerStream(blob, self._plain, self._progress, counter=counter, pause=pause)
+                threads = _PREFETCH_THREADS if counter is Field.FETCHED_PREFETCH else 0
+                stream = LayerStream(
+                    blob, self._plain, self._progress, counter=counter, pause=pause, threads=threads
+                )
                 await stream.run(start, end)
             except FetchError as error:
                 if isinstance(error, StoreError) and not isinstance(source, FileSource):

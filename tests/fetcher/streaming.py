@@ -59,10 +59,17 @@ class StreamedLayer:
         self.progress = Progress(str(directory / "progress"))
         self.blob = MemoryBlob(layer.blob, blocks=blocks, ends_at=ends_at, on_block=on_block)
 
-    async def run(self, start: int = 0, end: int | None = None, *, pause: Pause = go_on) -> None:
+    async def run(
+        self, start: int = 0, end: int | None = None, *, pause: Pause = go_on, threads: int = 0
+    ) -> None:
         """Stream what is missing of [start, end), which is the whole layer if left out."""
         stream = LayerStream(
-            self.blob, self.plain, self.progress, counter=Field.FETCHED_BACKGROUND, pause=pause
+            self.blob,
+            self.plain,
+            self.progress,
+            counter=Field.FETCHED_BACKGROUND,
+            pause=pause,
+            threads=threads,
         )
         await stream.run(start, self.toc_offset if end is None else end)
 

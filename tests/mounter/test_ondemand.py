@@ -291,6 +291,24 @@ def test_a_prefetch_is_waited_for_though_a_request_would_be_faster(tmp_path: Pat
     node.run(scenario)
 
 
+def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces = loaded.tree.nodes["pieces"]
+        loaded.progress[Field.STOP] = loaded.progress[Field.PREFETCH_END] = pieces.chunks[-1].end
+        loaded.progress[Field.POSITION] = pieces.chunks[1].offset
+        loaded.progress[Field.RATE] = 1 << 20
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ondemand.fetch, loaded, pieces)
+            await anyio.sleep(0.05)
+            loaded.plain.write(pieces, FILES["pieces"])
+        assert ondemand.counters.streamed == 1
+
+    node.run(scenario)
+    assert node.blob.asked == []
+
+
 @pytest.mark.parametrize("rate", [0, 1])
 def test_a_stream_that_would_take_longer_is_not_waited_for(tmp_path: Path, rate: int) -> None:
     node = bench(tmp_path)
