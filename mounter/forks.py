@@ -8,6 +8,7 @@ process, and what was started by `start_alone` does not. Safe from several threa
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -42,7 +43,7 @@ def start_fork_server(modules: Sequence[str]) -> None:
     Ctrl-C reaches every process of a terminal, and would end it while it loads: SIGINT is blocked in it, and
     in what is started from it but by `start_alone`.
     """
-    _context.set_forkserver_preload(list(modules))
+    _context.set_forkserver_preload([*modules, "mounter.frozen"])
     resource_tracker.ensure_running()  # unblocks SIGINT where it is not running yet
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -61,6 +62,7 @@ class Child:
     def __init__(self, work: Callable[[], int]) -> None:
         """Fork. Raises OSError."""
         parent = os.getpid()
+        gc.freeze()  # the garbage collector, here and there, would make both have their own of everything
         self.pid = os.fork()
         self._waited = False
         if not self.pid:

@@ -22,6 +22,7 @@ from fetcher.blob import RegistryBlob
 from fetcher.errors import FetchError, NotEstargz, RegistryNotFound
 from fetcher.logs import get_logger
 from fetcher.manifest import LayerDescriptor, Platform, parse_manifest
+from fetcher.memory import return_freed_memory
 from fetcher.opening import open_layer
 from fetcher.reference import Reference, parse_reference
 from fetcher.sources import BlobSources
@@ -254,6 +255,8 @@ class Images:
         finally:
             opening.done.set()
             del self._openings[digest, toc_digest]
+        if not self._openings:
+            await to_thread.run_sync(return_freed_memory)  # the tables of contents
 
     @asynccontextmanager
     async def _place(self, image: str) -> AsyncIterator[None]:

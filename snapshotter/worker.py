@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -31,6 +32,7 @@ import anyio
 
 from fetcher.errors import FetchError, StoreError
 from fetcher.logs import configure_logs, get_logger
+from fetcher.memory import return_freed_memory
 from fetcher.nodes import Member
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
@@ -136,6 +138,8 @@ class _Worker:
             anyio.run(self._prefetch)
             if self._task.meta_only:
                 return
+            gc.collect()  # the event loop and the client, which refer to themselves
+            return_freed_memory()
             if not self._store.is_complete(self._task.layer):
                 self._bring_rest()
                 self._plain.finish()
