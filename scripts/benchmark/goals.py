@@ -166,7 +166,7 @@ def _costs(starts: Starts) -> list[Row]:
     requests = int(median(len(run.requests_to_first_output) for run in runs))
     allowed = 2 * subject.layers + 4
     cpu, full_cpu = middle(runs, "cpu_to_complete"), middle(ordinary, "cpu_to_complete")
-    peak = max((run.peak for run in runs), key=lambda memory: memory.pss)
+    peak = max((run.peak for run in starts.watched if run.peak), key=lambda memory: memory.pss)
     idle = max((run.idle for run in runs), key=lambda memory: memory.pss)
     disk, native = runs[-1].disk, ordinary[-1].disk
     return [

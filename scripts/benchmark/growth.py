@@ -84,7 +84,7 @@ def grow(
         image = _pushed(registry, work, f"growth/{of}-{size}", layers)
         for start, found in ((engines.overlayfs, overlayfs), (engines.lazy, lazy)):
             with fresh_file_system(f"{work}/fs") as directory, start(directory) as engine:
-                found.append(cold_start(engine, image, _WORKLOAD, link, registry))
+                found.append(cold_start(engine, image, _WORKLOAD, link, registry, watch_memory=True))
         pull = lazy[-1]
         say(f"{size} {of}: first output {pull.first_output} s, complete {pull.complete} s")
     return Growth(of, list(sizes), lazy, overlayfs)

@@ -120,7 +120,7 @@ def _growth(growth: Growth) -> Figure:
         memory,
         growth.sizes,
         {
-            "streaming, PSS": [run.peak.pss for run in growth.lazy],
+            "streaming, PSS": [run.peak.pss for run in growth.lazy if run.peak],
             "idle, PSS": [run.idle.pss for run in growth.lazy],
             "idle, RSS": [run.idle.rss for run in growth.lazy],
         },

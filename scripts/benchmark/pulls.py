@@ -52,7 +52,8 @@ class Pull:
     cpu_to_first_output: float
     """Of the engine's group, seconds."""
     cpu_to_complete: float
-    peak: Memory
+    peak: Memory | None
+    """The highest on the way to `on_disk`, if that was watched."""
     idle: Memory
     disk: Disk
     busy_before: float
@@ -62,14 +63,22 @@ class Pull:
 
 
 def cold_start(
-    engine: Engine, image: PushedImage, workload: Workload, link: Link, registry: FarRegistry
+    engine: Engine,
+    image: PushedImage,
+    workload: Workload,
+    link: Link,
+    registry: FarRegistry,
+    *,
+    watch_memory: bool,
 ) -> Pull:
     """Measure `engine`, which has nothing of `image` yet.
 
-    Raises CommandFailed, TimeoutError, NotNative, WrongOutput.
+    To watch memory takes a sixth of a core, which the run then lacks. Raises CommandFailed, TimeoutError,
+    NotNative, WrongOutput.
     """
     busy = settle(registry)
-    with engine.group.peak_memory() as peak, _sampled(engine.group, link, registry) as samples:
+    with contextlib.ExitStack() as watched, _sampled(engine.group, link, registry) as samples:
+        peak = watched.enter_context(engine.group.peak_memory()) if watch_memory else [None]
         begin = time.monotonic()
         with engine.group.entered():
             call(engine.pull_command(image.reference), timeout=900)

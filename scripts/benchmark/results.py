@@ -43,6 +43,8 @@ class Starts:
     """By form: plain, optimized, estargz."""
     runs: dict[str, list[Pull]] = field(default_factory=dict)
     """By what is measured: OVERLAYFS, OPTIMIZED, ..."""
+    watched: list[Pull] = field(default_factory=list)
+    """More of OPTIMIZED, with an eye on memory; slower for that."""
 
 
 @dataclass(frozen=True, slots=True)

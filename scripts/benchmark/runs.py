@@ -79,11 +79,22 @@ class Bench:
         found = Starts(image.recipe.name, self.link.profile, self.measured, subjects)
         for number in range(1, runs + 1):
             for name, start, form in started:
-                with self._fresh() as directory, start(directory) as engine:
-                    pull = cold_start(engine, image.forms[form], image.workload, self.link, self.registry)
+                pull = self._cold_start(start, image, form)
                 found.runs.setdefault(name, []).append(pull)
                 self.say(f"{image.recipe.name}, run {number}, {name}: {_summary(pull)}")
+            found.watched.append(self._cold_start(engines.lazy, image, "optimized", watch_memory=True))
         return found
+
+    def _cold_start(self, start: Start, image: Pushed, form: str, *, watch_memory: bool = False) -> Pull:
+        with self._fresh() as directory, start(directory) as engine:
+            return cold_start(
+                engine,
+                image.forms[form],
+                image.workload,
+                self.link,
+                self.registry,
+                watch_memory=watch_memory,
+            )
 
     def reads(self, image: Pushed, results: Results, runs: int) -> None:
         """Walks on a lazy lower, after the swap, and on overlayfs."""
