@@ -138,7 +138,10 @@ class PlainLayer:
             file.close()
 
     def make_directories(self) -> None:
-        """Make every directory of the layer; their attributes come with `finish`."""
+        """Make every directory of the layer; their attributes come with `finish`.
+
+        Files make those that lead to them: this costs 0.1 ms each, before the first of the rest comes.
+        """
         with _refusals(self.directory):
             for path, node in self.tree.nodes.items():
                 if node.kind is Kind.DIRECTORY:

@@ -217,7 +217,6 @@ class _Worker:
             store.mark_boot(task.layer)
             log.info("verified_after_restart", dropped_files=dropped)
         self._trusted.set()
-        plain.make_directories()
         landmark = plain.tree.landmark or 0
         async with self._sources() as sources:
             for start, end in _looked_up_first(plain.tree):
@@ -255,6 +254,7 @@ class _Worker:
         pace = self._pace(self._listen)
         # A look at every file is work, too, and a container may be about to start.
         anyio.run(pace.keep, 0)
+        self._plain.make_directories()
         divide = middle(_count(self._plain, self._progress))
         end = self._tree.end
         if divide is None:
