@@ -1,7 +1,8 @@
-"""A second process for a large layer: it streams the second half of what is missing.
+"""A second process for a large layer. What it does not bring, the first one brings after it.
 
-Writing a file costs more processor time than fetching it, so one process streams slower than a fast link, and
-threads would wait for each other. What the second one does not bring, the first brings after it.
+It brings the prefetch range while the first builds the tree of the layer; another one later brings the
+second half of what is missing. Writing a file costs more processor time than fetching it, so one process
+streams slower than a fast link, and threads would wait for each other.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ def middle(members: Sequence[Member]) -> int | None:
     return None
 
 
-class SecondHalf:
-    """`stream` in a process forked off this one, which has the tree. Close it in any case.
+class Beside:
+    """`stream` in a process forked off this one, which has all that this one has. Close it in any case.
 
-    `stream` gets counters to write its progress to; `count` takes them over.
+    `stream` gets counters to write its progress to; `count` takes them over. `part` is what it brings.
     """
 
-    def __init__(self, layer: str, stream: Callable[[Progress], Awaitable[None]]) -> None:
+    def __init__(self, layer: str, part: str, stream: Callable[[Progress], Awaitable[None]]) -> None:
         """Fork; while no event loop and no thread is here. Raises OSError."""
         self._theirs = Progress()
         self._taken = dict.fromkeys(_COUNTED, 0)
-        self._child = Child(partial(_stream_in_child, layer, stream, self._theirs))
+        self._child = Child(partial(_stream_in_child, layer, part, stream, self._theirs))
         self._end = os.pidfd_open(self._child.pid)
 
     def count(self, progress: Progress) -> None:
@@ -64,7 +65,7 @@ class SecondHalf:
             self._taken[field] = now
 
     async def ended(self, listen: Callable[[], None]) -> bool:
-        """Wait for its end, calling `listen` meanwhile; whether all of its half is here."""
+        """Wait for its end, calling `listen` meanwhile; whether all of its part is here."""
         while True:
             with anyio.move_on_after(_LISTEN_SECONDS):
                 await anyio.wait_readable(self._end)
@@ -78,15 +79,17 @@ class SecondHalf:
         self._child.close()
 
 
-def _stream_in_child(layer: str, stream: Callable[[Progress], Awaitable[None]], counters: Progress) -> int:
-    set_title(f"worker {layer}, second half")
+def _stream_in_child(
+    layer: str, part: str, stream: Callable[[Progress], Awaitable[None]], counters: Progress
+) -> int:
+    set_title(f"worker {layer}, {part}")
     try:
         anyio.run(stream, counters)
     except (FetchError, OSError) as error:
         # Whoever forked us meets the same, if it has not passed by then, and reports it.
-        log.info("second_half_failed", error=str(error))
+        log.info("part_failed", part=part, error=str(error))
         return 1
     except Exception:
-        log.exception("second_half_failed")
+        log.exception("part_failed", part=part)
         return 1
     return 0

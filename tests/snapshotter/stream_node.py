@@ -1,0 +1,65 @@
+"""A store with layers from blobs in local files, and the streams that bring them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from fetcher.blob import FileBlob
+from fetcher.opening import open_layer
+from fetcher.store import FileSource, LayerStore
+from mounter.meta import metas, release_meta
+from snapshotter.config import Config
+from snapshotter.streams import LayerStreams
+from tests.estargz import Layer
+
+PATIENCE_SECONDS: Final = 60.0
+
+
+class StreamNode:
+    """A store with layers from blobs in files, and what was completed."""
+
+    def __init__(self, path: Path) -> None:
+        self.blobs = path
+        self.store = LayerStore(str(path / "root"))
+        self.store.create_directories()
+        self.completed: list[str] = []
+        self.config = Config()
+
+    async def open(self, layer: Layer, name: str) -> str:
+        """Keep the layer's blob in the file `name`, and open it; the layer key."""
+        path = self.blobs / name
+        path.write_bytes(layer.blob)
+        return await open_layer(
+            self.store,
+            FileBlob(str(path)),
+            digest=layer.digest,
+            size=len(layer.blob),
+            promised_toc_digest=layer.toc_digest,
+            source=FileSource(str(path)),
+            image=name,
+        )
+
+    @asynccontextmanager
+    async def streams(self) -> AsyncIterator[LayerStreams]:
+        """Running ones; META goes with them."""
+        streams = LayerStreams(self.store, self.config, completed=self.completed.append)
+        try:
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(streams.run)
+                yield streams
+                tasks.cancel_scope.cancel()
+        finally:
+            for layer in metas(self.store.root):
+                release_meta(self.store.root, layer)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until it is true, which other processes see to."""
+    with anyio.fail_after(PATIENCE_SECONDS):
+        while not condition():  # noqa: ASYNC110 - other processes make it true
+            await anyio.sleep(0.01)
