@@ -32,7 +32,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -42,7 +42,7 @@ from fetcher.memory import return_freed_memory
 from fetcher.nodes import Kind
 from fetcher.progress import Field, Progress
 from fetcher.toc import Toc, parse_toc, verify_toc
-from fetcher.tree import LayerTree, build_tree, prefetch_tree
+from fetcher.tree import LayerTree, build_tree
 
 KEY_LENGTH: Final = 20
 
@@ -235,20 +235,6 @@ class LayerStore:
             tree = build_tree(self._toc(layer, record.toc_digest), end=record.toc_offset)
         return_freed_memory()  # the text and the tables of the TOC
         return tree
-
-    def prefetch_tree(self, layer: str, *, also: Iterable[str]) -> LayerTree | None:
-        """The part of the tree that is needed to bring the prefetch range; see `fetcher.tree`."""
-        record = self.record(layer)
-        with _garbage_let_be():
-            tree = prefetch_tree(self._toc(layer, record.toc_digest), end=record.toc_offset, also=also)
-        return_freed_memory()
-        return tree
-
-    def toc_size(self, layer: str) -> int:
-        """Bytes of the layer's table of contents, as JSON. Raises StoreError."""
-        path = os.path.join(self.directory(layer), "toc.json")
-        with _refusals(f"cannot read {path}"):
-            return os.stat(path).st_size
 
     def _toc(self, layer: str, digest: str) -> Toc:
         data = self._read(layer, "toc.json")

@@ -106,38 +106,7 @@ def build_tree(toc: Toc, *, end: int) -> LayerTree:
     thousands of freed entries would keep all of their memory from the system. Raises InvalidToc, naming the
     entry, for anything that would lead out of the layer or contradicts itself.
     """
-    return _tree(*_last_wins(toc), end)
-
-
-def prefetch_tree(toc: Toc, *, end: int, also: Iterable[str] = ()) -> LayerTree | None:
-    """The part of `build_tree` that is needed to bring the files of the prefetch range, and those of `also`.
-
-    It comes in a fraction of the time, and has of the files and members behind the range no true picture.
-    None where there is no such range. Raises InvalidToc as `build_tree` does; what that refuses, this may
-    take, so nothing that was brought with it is to be shown before the whole has been built.
-    """
     entries, chunks = _last_wins(toc)
-    mark = entries.get(LANDMARK)
-    if mark is None or NO_LANDMARK in entries:
-        return None
-    files = {path: entry for path, entry in entries.items() if entry.type == "reg" and entry.size}
-    wanted = {path for path, entry in files.items() if entry.offset < mark.offset}
-    for path in also:
-        if path in files and path not in wanted:
-            wanted.update((path, _behind(files[path].offset, files, chunks)))
-    wanted.add(LANDMARK)
-    return _tree({path: entry for path, entry in entries.items() if path in wanted}, chunks, end)
-
-
-def _behind(offset: int, files: dict[str, TocEntry], chunks: dict[str, list[TocEntry]]) -> str:
-    """The file with the piece that comes next behind `offset`, which tells where the member there ends."""
-    pieces = (
-        (piece.offset, path) for path, entry in files.items() for piece in (entry, *chunks.get(path, ()))
-    )
-    return min((piece for piece in pieces if piece[0] > offset), default=(0, LANDMARK))[1]
-
-
-def _tree(entries: dict[str, TocEntry], chunks: dict[str, list[TocEntry]], end: int) -> LayerTree:
     landmark: int | None = None
     nodes: dict[str, Node] = {}
     hardlinks: dict[str, str] = {}

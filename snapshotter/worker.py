@@ -42,7 +42,7 @@ from fetcher.stream import LayerStream, Pause, missing_spans
 from fetcher.tree import LayerTree
 from mounter.errors import MounterError
 from mounter.forks import set_title
-from snapshotter.worker_beside import Beside, middle
+from snapshotter.worker_half import SecondHalf, middle
 from snapshotter.worker_messages import (
     Complete,
     Failed,
@@ -68,8 +68,6 @@ _RECEIVE_BUFFER = 1 << 20
 _WAIT_SECONDS = 0.05
 _PREFETCH_THREADS: Final = 2
 """For large files of the prefetch range, as a container waits for them; the rest has a second process."""
-_EARLY_TOC: Final = 2 << 20
-"""Bytes of a table of contents whose tree takes so long that the prefetch range begins without it."""
 _LOOKED_UP: Final = ("etc/passwd", "etc/group")
 _LOOKED_UP_SPAN: Final = 256 << 10
 """Compressed bytes between them that cost less than a request."""
@@ -126,10 +124,6 @@ class _Worker:
         self._ready: anyio.Event
         self._trusted: anyio.Event
         """What is in fs/ may be shown: it was written since the machine started, or verified."""
-        self._early: Beside | None = None
-        """Brings the prefetch range, since before there was a tree."""
-        self._is_ours = False
-        """Whether this process has the layer's lock."""
         self._prefetched = False
         self._streaming = False
         self._limits = Limits()
@@ -140,8 +134,6 @@ class _Worker:
         Raises FetchError, MounterError, MetaFailed, or _Stopped, perhaps in an ExceptionGroup.
         """
         with self._stack:
-            self._progress = self._store.progress(self._task.layer)
-            self._begin_early()
             self._prepare()
             anyio.run(self._prefetch)
             if self._task.meta_only:
@@ -169,30 +161,12 @@ class _Worker:
             raise
         self._store.mark_complete(self._task.layer)
 
-    def _begin_early(self) -> None:
-        """Have the prefetch range of a large layer begin; where that would not be right, it can wait."""
-        task, store = self._task, self._store
-        if task.meta_only or store.toc_size(task.layer) < _EARLY_TOC:
-            return
-        if store.is_complete(task.layer) or not store.same_boot(task.layer) or not self._has_lock():
-            return
-        self._early = Beside(task.layer, "prefetch range", self._bring_early)
-        self._stack.callback(self._early.close)
-
-    async def _bring_early(self, _counters: Progress) -> None:
-        """In a process of its own, while this one has the lock and leaves the layer's counters alone."""
-        _set_nice(_PREFETCH_NICE)
-        tree = self._store.prefetch_tree(self._task.layer, also=_LOOKED_UP)
-        if tree is not None:
-            self._plain = PlainLayer(self._store.fs(self._task.layer), tree)
-            self._progress[Field.PREFETCH_END] = tree.landmark or 0
-            await self._bring_first()
-
     def _prepare(self) -> None:
         """Load the tree, promise the layer if that can be done, and have META begun."""
         task, store = self._task, self._store
         tree = self._tree = store.tree(task.layer)
         self._plain = PlainLayer(store.fs(task.layer), tree)
+        self._progress = store.progress(task.layer)
         self._progress[Field.PREFETCH_END] = tree.landmark or 0
         self._progress[Field.FILES_TOTAL] = sum(1 for _ in tree.regular_files())
         store.keep_shape(task.layer, tree)
@@ -243,37 +217,29 @@ class _Worker:
             store.mark_boot(task.layer)
             log.info("verified_after_restart", dropped_files=dropped)
         self._trusted.set()
-        if self._early is not None:
-            await self._early.ended(self._listen)
-        await self._bring_first()
+        landmark = plain.tree.landmark or 0
+        async with self._sources() as sources:
+            for start, end in _looked_up_first(plain.tree):
+                await self._stream(sources, Field.FETCHED_PREFETCH, start, end, _go_on)
+            if landmark:
+                await self._stream(sources, Field.FETCHED_PREFETCH, 0, landmark, _go_on)
         log.debug("prefetched")
         await self._report_prefetched()
 
-    async def _bring_first(self) -> None:
-        """What is not here yet of the prefetch range, and of what is looked up before it."""
-        tree = self._plain.tree
-        async with self._sources() as sources:
-            for start, end in _looked_up_first(tree):
-                await self._stream(sources, Field.FETCHED_PREFETCH, start, end, _go_on)
-            if tree.landmark:
-                await self._stream(sources, Field.FETCHED_PREFETCH, 0, tree.landmark, _go_on)
-
     async def _get_right_to_stream(self) -> None:
         """Take the layer's lock. Whoever holds it meanwhile, for a manual mount say, does our work too."""
-        while not self._has_lock():
+        while True:
+            try:
+                self._stack.enter_context(self._store.lock(self._task.layer, wait=False))
+            except BlockingIOError:
+                pass
+            else:
+                return
             self._look_at_trust()
             if self._trusted.is_set() and not missing_spans(self._plain, 0, self._tree.landmark or 0):
                 await self._report_prefetched()
             self._listen()
             await anyio.sleep(_WAIT_SECONDS)
-
-    def _has_lock(self) -> bool:
-        """Whether the layer's lock is ours, or can be."""
-        if not self._is_ours:
-            with contextlib.suppress(BlockingIOError):
-                self._stack.enter_context(self._store.lock(self._task.layer, wait=False))
-                self._is_ours = True
-        return self._is_ours
 
     async def _report_prefetched(self) -> None:
         if not self._prefetched:
@@ -294,11 +260,11 @@ class _Worker:
         if divide is None:
             anyio.run(self._bring_span, 0, end, pace)
             return
-        other = Beside(self._task.layer, "second half", partial(self._bring_second_half, divide, end))
+        other = SecondHalf(self._task.layer, partial(self._bring_second_half, divide, end))
         with contextlib.closing(other):
             anyio.run(self._bring_beside, other, divide, end)
 
-    async def _bring_beside(self, other: Beside, divide: int, end: int) -> None:
+    async def _bring_beside(self, other: SecondHalf, divide: int, end: int) -> None:
         """Bring the first half, while another process brings the second one, and what that did not bring."""
 
         def listen() -> None:

@@ -8,27 +8,32 @@ import multiprocessing
 import os
 import random
 import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
+from fetcher.blob import FileBlob
 from fetcher.errors import StoreError
+from fetcher.opening import open_layer
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field
 from fetcher.settings import RegistrySettings
+from fetcher.store import FileSource, LayerStore
 from mounter.meta import meta_path, metas, release_meta
 from mounter.uses import unused
 from snapshotter.config import Config, StreamConfig
 from snapshotter.errors import Unavailable
-from snapshotter.streams import State
+from snapshotter.streams import LayerStreams, State
 from snapshotter.worker import run_worker
 from snapshotter.worker_messages import Continue, Failed, Here, Task
 from tests.estargz import Entry, Layer, build, dir, file, landmark, symlink
-from tests.snapshotter.stream_node import PATIENCE_SECONDS, StreamNode, until
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
+_PATIENCE_SECONDS = 60.0
 _MANY = 4500
 """Files that cost enough for two processes."""
 
@@ -38,9 +43,51 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+class _Node:
+    """A store with layers from blobs in files, and what was completed."""
+
+    def __init__(self, path: Path) -> None:
+        self.blobs = path
+        self.store = LayerStore(str(path / "root"))
+        self.store.create_directories()
+        self.completed: list[str] = []
+        self.config = Config()
+
+    async def open(self, layer: Layer, name: str) -> str:
+        path = self.blobs / name
+        path.write_bytes(layer.blob)
+        return await open_layer(
+            self.store,
+            FileBlob(str(path)),
+            digest=layer.digest,
+            size=len(layer.blob),
+            promised_toc_digest=layer.toc_digest,
+            source=FileSource(str(path)),
+            image=name,
+        )
+
+    @asynccontextmanager
+    async def streams(self) -> AsyncIterator[LayerStreams]:
+        streams = LayerStreams(self.store, self.config, completed=self.completed.append)
+        try:
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(streams.run)
+                yield streams
+                tasks.cancel_scope.cancel()
+        finally:
+            for layer in metas(self.store.root):
+                release_meta(self.store.root, layer)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(_PATIENCE_SECONDS):
+        while not condition():  # noqa: ASYNC110 - other processes make it true
+            await anyio.sleep(0.01)
+
+
 @pytest.fixture
-def node(tmp_path: Path) -> StreamNode:
-    return StreamNode(tmp_path)
+def node(tmp_path: Path) -> _Node:
+    return _Node(tmp_path)
 
 
 def _entries(count: int = 20) -> list[Entry]:
@@ -53,13 +100,13 @@ def _entries(count: int = 20) -> list[Entry]:
     ]
 
 
-async def test_a_wanted_layer_becomes_complete(node: StreamNode) -> None:
+async def test_a_wanted_layer_becomes_complete(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
         assert streams.state(layer) == (State.STUB, None)
         await streams.ready(layer)
         assert os.path.exists(os.path.join(meta_path(node.store.root, layer), "usr/first"))
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
         assert streams.state(layer) == (State.COMPLETE, None)
         await streams.until_on_disk()
         assert not streams.works_on(layer)
@@ -71,7 +118,7 @@ async def test_a_wanted_layer_becomes_complete(node: StreamNode) -> None:
     assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
 
 
-async def test_what_another_boot_left_is_verified_before_the_layer_can_be_mounted(node: StreamNode) -> None:
+async def test_what_another_boot_left_is_verified_before_the_layer_can_be_mounted(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     node.store.distrust(layer)
     torn = Path(node.store.fs(layer), "usr/file7")
@@ -80,18 +127,18 @@ async def test_what_another_boot_left_is_verified_before_the_layer_can_be_mounte
     async with node.streams() as streams, anyio.create_task_group() as tasks:
         with node.store.lock(layer):  # somebody else is at it
             tasks.start_soon(streams.ready, layer)
-            await until(lambda: metas(node.store.root) == [layer])
+            await _until(lambda: metas(node.store.root) == [layer])
             await anyio.sleep(0.3)
             assert not streams._jobs[layer].ready.is_set()
             assert torn.read_bytes() == b"\0" * 3000
         await streams.ready(layer)
         assert not torn.exists() or torn.read_bytes() == bytes([7]) * 3000
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
     assert torn.read_bytes() == bytes([7]) * 3000
 
 
 @pytest.mark.parametrize("apart", [10, 300_000])
-async def test_what_containerd_reads_before_a_start_is_here_first(node: StreamNode, apart: int) -> None:
+async def test_what_containerd_reads_before_a_start_is_here_first(node: _Node, apart: int) -> None:
     node.config = Config(stream=StreamConfig(enabled=False))
     between = random.Random(1).randbytes(apart)
     entries = [
@@ -111,45 +158,45 @@ async def test_what_containerd_reads_before_a_start_is_here_first(node: StreamNo
     assert here == {"first", "etc/group", "etc/passwd"} | ({"etc/between"} if apart == 10 else set())
 
 
-def _is_here(node: StreamNode, layer: str, name: str) -> bool:
+def _is_here(node: _Node, layer: str, name: str) -> bool:
     return os.path.exists(os.path.join(node.store.fs(layer), name))
 
 
-async def test_a_layer_that_cannot_be_marked_as_used_is_tried_again(node: StreamNode) -> None:
+async def test_a_layer_that_cannot_be_marked_as_used_is_tried_again(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     uses = Path(node.store.root, "uses")
     uses.write_bytes(b"")  # where the directory is to be
     async with node.streams() as streams:
         streams.want(layer)
-        await until(lambda: streams.state(layer)[0] is State.FAILED)
+        await _until(lambda: streams.state(layer)[0] is State.FAILED)
         assert "uses" in str(streams.state(layer)[1])
         uses.unlink()
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
 
 
-async def test_more_layers_than_places_all_become_complete(node: StreamNode) -> None:
+async def test_more_layers_than_places_all_become_complete(node: _Node) -> None:
     layers = [await node.open(build(_entries(count)), f"image{count}") for count in range(1, 10)]
     async with node.streams() as streams:
         for layer in layers:
             streams.want(layer)
-        await until(lambda: sorted(node.completed) == sorted(layers))
+        await _until(lambda: sorted(node.completed) == sorted(layers))
 
 
-async def test_without_streaming_only_the_prefetch_range_comes(node: StreamNode) -> None:
+async def test_without_streaming_only_the_prefetch_range_comes(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(enabled=False))
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
         await streams.ready(layer)
         fs = Path(node.store.fs(layer))
-        await until(lambda: (fs / "usr/first").exists())
-        await until(lambda: streams.state(layer)[0] is State.STUB)
+        await _until(lambda: (fs / "usr/first").exists())
+        await _until(lambda: streams.state(layer)[0] is State.STUB)
         assert not (fs / "usr/file3").exists()
         streams.configure(Config())
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
     assert (fs / "usr/file3").exists()
 
 
-async def test_wrong_bytes_fail_the_layer_and_show_nothing(node: StreamNode) -> None:
+async def test_wrong_bytes_fail_the_layer_and_show_nothing(node: _Node) -> None:
     good = build(_entries())
     layer = await node.open(good, "image")
     path = node.blobs / "image"
@@ -159,14 +206,14 @@ async def test_wrong_bytes_fail_the_layer_and_show_nothing(node: StreamNode) -> 
     path.write_bytes(blob)
     async with node.streams() as streams:
         await streams.ready(layer)
-        await until(lambda: streams.state(layer)[0] is State.FAILED)
+        await _until(lambda: streams.state(layer)[0] is State.FAILED)
         assert streams.state(layer)[1]
         wrong = member.pieces[0][0]
         assert not os.path.exists(os.path.join(node.store.fs(layer), wrong.path))
         assert not node.store.is_complete(layer)
 
 
-async def test_a_layer_that_nobody_wants_any_more_is_left(node: StreamNode) -> None:
+async def test_a_layer_that_nobody_wants_any_more_is_left(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1))
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
@@ -176,7 +223,7 @@ async def test_a_layer_that_nobody_wants_any_more_is_left(node: StreamNode) -> N
     assert not node.store.is_complete(layer)
 
 
-async def test_a_layer_whose_toc_is_damaged_on_disk_is_unavailable(node: StreamNode) -> None:
+async def test_a_layer_whose_toc_is_damaged_on_disk_is_unavailable(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     Path(node.store.directory(layer), "toc.json").write_bytes(b"{}")
     async with node.streams() as streams:
@@ -184,18 +231,18 @@ async def test_a_layer_whose_toc_is_damaged_on_disk_is_unavailable(node: StreamN
             await streams.ready(layer)
 
 
-async def test_meta_of_a_complete_layer_is_built_without_its_blob(node: StreamNode) -> None:
+async def test_meta_of_a_complete_layer_is_built_without_its_blob(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
         streams.want(layer)
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
         release_meta(node.store.root, layer)
         (node.blobs / "image").unlink()
         await streams.ready(layer)
         assert metas(node.store.root) == [layer]
 
 
-async def test_after_a_power_loss_a_file_with_other_content_is_fetched_again(node: StreamNode) -> None:
+async def test_after_a_power_loss_a_file_with_other_content_is_fetched_again(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     fs = Path(node.store.fs(layer))
     (fs / "usr").mkdir()
@@ -205,54 +252,54 @@ async def test_after_a_power_loss_a_file_with_other_content_is_fetched_again(nod
     Path(node.store.directory(layer), "boot").write_text("another")
     async with node.streams() as streams:
         streams.want(layer)
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
     assert (fs / "usr/file3").read_bytes() == bytes([3]) * 3000
     assert (fs / "usr/file4").stat().st_ino == kept
 
 
-async def test_paused_streams_bring_only_what_is_waited_for(node: StreamNode) -> None:
+async def test_paused_streams_bring_only_what_is_waited_for(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     fs = Path(node.store.fs(layer))
     async with node.streams() as streams:
         streams.pause()
         await streams.ready(layer)
-        await until(lambda: (fs / "usr/first").exists())
-        await until(lambda: streams.state(layer)[0] is State.STUB)
+        await _until(lambda: (fs / "usr/first").exists())
+        await _until(lambda: streams.state(layer)[0] is State.STUB)
         assert not (fs / "usr/file3").exists()
         streams.resume()
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
 
 
-async def test_a_running_stream_is_paused_and_goes_on_where_it_was(node: StreamNode) -> None:
+async def test_a_running_stream_is_paused_and_goes_on_where_it_was(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1, parallel_layers=1))
     layer = await node.open(build(_entries(250)), "image")
     async with node.streams() as streams:
         await streams.ready(layer)
-        await until(lambda: node.store.progress(layer)[Field.STOP] != 0)
+        await _until(lambda: node.store.progress(layer)[Field.STOP] != 0)
         streams.pause()
-        await until(lambda: streams.state(layer)[0] is State.STUB)
+        await _until(lambda: streams.state(layer)[0] is State.STUB)
         assert streams.works_on(layer)
         assert not node.store.is_complete(layer)
         streams.configure(Config())
         await anyio.wait_all_tasks_blocked()
         assert streams.state(layer)[0] is State.STUB, "another configuration does not make room"
         streams.resume()
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
 
 
-async def test_resuming_tries_again_at_once_what_failed(node: StreamNode) -> None:
+async def test_resuming_tries_again_at_once_what_failed(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     blob = node.blobs / "image"
     blob.rename(node.blobs / "elsewhere")
     async with node.streams() as streams:
         await streams.ready(layer)
-        await until(lambda: streams.state(layer)[0] is State.FAILED)
+        await _until(lambda: streams.state(layer)[0] is State.FAILED)
         (node.blobs / "elsewhere").rename(blob)
         streams.resume()
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
 
 
-async def test_a_dropped_layer_is_worked_on_by_nobody(node: StreamNode) -> None:
+async def test_a_dropped_layer_is_worked_on_by_nobody(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1, parallel_layers=1))
     layers = [await node.open(build(_entries(count)), f"image{count}") for count in (200, 250)]
     async with node.streams() as streams:
@@ -271,7 +318,7 @@ async def test_a_dropped_layer_is_worked_on_by_nobody(node: StreamNode) -> None:
             assert free
 
 
-async def test_a_stream_waits_by_itself_while_too_little_is_free(node: StreamNode) -> None:
+async def test_a_stream_waits_by_itself_while_too_little_is_free(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(parallel_layers=2))
     noise = random.Random(1)
     large = await node.open(build([file(f"file{n}", noise.randbytes(1 << 20)) for n in range(12)]), "large")
@@ -280,12 +327,12 @@ async def test_a_stream_waits_by_itself_while_too_little_is_free(node: StreamNod
     async with node.streams() as streams:
         streams.keep_free(1 << 62)
         streams.want(large)
-        await until(lambda: progress[Field.FETCHED_BACKGROUND] >= 2 << 20)
+        await _until(lambda: progress[Field.FETCHED_BACKGROUND] >= 2 << 20)
         streams.want(small)
-        await until(lambda: node.completed == [small])
+        await _until(lambda: node.completed == [small])
         assert progress[Field.FETCHED_BACKGROUND] <= 4 << 20
         streams.keep_free(0)
-        await until(lambda: sorted(node.completed) == sorted([small, large]))
+        await _until(lambda: sorted(node.completed) == sorted([small, large]))
 
 
 def _large(count: int = _MANY) -> Layer:
@@ -303,21 +350,21 @@ def _second_halves(layer: str) -> list[int]:
     return found
 
 
-def _are_all_here(node: StreamNode, layer: str, count: int = _MANY) -> bool:
+def _are_all_here(node: _Node, layer: str, count: int = _MANY) -> bool:
     fs = Path(node.store.fs(layer), "d")
     return all((fs / f"{number:04}").read_bytes() == b"%d" % number * 9 for number in range(count))
 
 
-async def test_a_large_layer_is_streamed_by_two_processes(node: StreamNode) -> None:
+async def test_a_large_layer_is_streamed_by_two_processes(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1))
     layer = await node.open(_large(), "image")
     progress = node.store.progress(layer)
     async with node.streams() as streams:
         streams.want(layer)
-        await until(lambda: len(_second_halves(layer)) == 1)
+        await _until(lambda: len(_second_halves(layer)) == 1)
         assert progress[Field.STOP] < progress[Field.BYTES_TOTAL] * 0.6, "the first has the first half"
         streams.configure(Config())  # both go on at full speed
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
         assert _second_halves(layer) == []
     assert _are_all_here(node, layer)
     assert progress[Field.FILES_DONE] == progress[Field.FILES_TOTAL] == _MANY
@@ -326,32 +373,32 @@ async def test_a_large_layer_is_streamed_by_two_processes(node: StreamNode) -> N
     assert progress[Field.FETCHED_BACKGROUND] == tree.end - tree.members[0].offset, "no byte twice"
 
 
-async def test_the_second_process_ends_with_the_first(node: StreamNode) -> None:
+async def test_the_second_process_ends_with_the_first(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1))
     layer = await node.open(_large(), "image")
     async with node.streams() as streams:
         streams.want(layer)
-        await until(lambda: len(_second_halves(layer)) == 1)
+        await _until(lambda: len(_second_halves(layer)) == 1)
         await streams.drop([layer])
         assert _second_halves(layer) == []
     assert not node.store.is_complete(layer)
 
 
-async def test_what_a_killed_second_process_leaves_is_brought_by_the_first(node: StreamNode) -> None:
+async def test_what_a_killed_second_process_leaves_is_brought_by_the_first(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1))
     layer = await node.open(_large(), "image")
     async with node.streams() as streams:
         streams.want(layer)
-        await until(lambda: len(_second_halves(layer)) == 1)
+        await _until(lambda: len(_second_halves(layer)) == 1)
         os.kill(_second_halves(layer)[0], signal.SIGKILL)
         streams.configure(Config())
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
     assert _are_all_here(node, layer)
     progress = node.store.progress(layer)
     assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
 
 
-async def test_wrong_bytes_in_the_second_half_fail_the_layer(node: StreamNode) -> None:
+async def test_wrong_bytes_in_the_second_half_fail_the_layer(node: _Node) -> None:
     good = _large()
     layer = await node.open(good, "image")
     member = node.store.tree(layer).members[-5]
@@ -360,13 +407,13 @@ async def test_wrong_bytes_in_the_second_half_fail_the_layer(node: StreamNode) -
     (node.blobs / "image").write_bytes(blob)
     async with node.streams() as streams:
         streams.want(layer)
-        await until(lambda: streams.state(layer)[0] is State.FAILED)
+        await _until(lambda: streams.state(layer)[0] is State.FAILED)
         assert member.pieces[0][0].path in str(streams.state(layer)[1])
     assert not node.store.is_complete(layer)
     assert not _is_here(node, layer, member.pieces[0][0].path)
 
 
-async def test_both_processes_keep_to_one_rate(node: StreamNode) -> None:
+async def test_both_processes_keep_to_one_rate(node: _Node) -> None:
     # Blocks of a file are as large as half the layer: each process is through with its first one at once, and
     # then waits for the time that both take at this rate.
     layer = await node.open(_large(), "image")
@@ -375,16 +422,16 @@ async def test_both_processes_keep_to_one_rate(node: StreamNode) -> None:
     async with node.streams() as streams:
         begun = anyio.current_time()
         streams.want(layer)
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
         # A lower bound is no timing: whatever the machine does, the rate must not be exceeded.
         assert anyio.current_time() - begun > 1.5
 
 
-async def test_a_layer_is_complete_before_it_is_on_disk(node: StreamNode) -> None:
+async def test_a_layer_is_complete_before_it_is_on_disk(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
         streams.want(layer)
-        await until(lambda: node.completed == [layer])
+        await _until(lambda: node.completed == [layer])
         await streams.until_on_disk()
         assert node.store.is_on_disk(layer)
         assert not streams.works_on(layer)
@@ -398,7 +445,7 @@ async def test_a_layer_is_complete_before_it_is_on_disk(node: StreamNode) -> Non
         assert node.store.is_on_disk(layer)
 
 
-async def test_what_was_not_on_disk_when_the_power_failed_is_not_complete(node: StreamNode) -> None:
+async def test_what_was_not_on_disk_when_the_power_failed_is_not_complete(node: _Node) -> None:
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
         streams.want(layer)
@@ -418,7 +465,7 @@ async def test_what_was_not_on_disk_when_the_power_failed_is_not_complete(node: 
 
 
 def test_what_the_disk_refused_is_verified_before_it_is_believed_again(
-    node: StreamNode, monkeypatch: pytest.MonkeyPatch
+    node: _Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = anyio.run(node.open, build(_entries()), "image")
 
@@ -433,7 +480,7 @@ def test_what_the_disk_refused_is_verified_before_it_is_believed_again(
     worker = forked.Process(target=run_worker, args=(task, theirs))
     worker.start()
     ours.send(Continue())
-    worker.join(PATIENCE_SECONDS)
+    worker.join(_PATIENCE_SECONDS)
     release_meta(node.store.root, layer)
     reports = []
     while ours.poll():

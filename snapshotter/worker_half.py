@@ -1,8 +1,7 @@
-"""A second process for a large layer. What it does not bring, the first one brings after it.
+"""A second process for a large layer: it streams the second half of what is missing.
 
-It brings the prefetch range while the first builds the tree of the layer; another one later brings the
-second half of what is missing. Writing a file costs more processor time than fetching it, so one process
-streams slower than a fast link, and threads would wait for each other.
+Writing a file costs more processor time than fetching it, so one process streams slower than a fast link, and
+threads would wait for each other. What the second one does not bring, the first brings after it.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ def middle(members: Sequence[Member]) -> int | None:
     return None
 
 
-class Beside:
-    """`stream` in a process forked off this one, which has all that this one has. Close it in any case.
+class SecondHalf:
+    """`stream` in a process forked off this one, which has the tree. Close it in any case.
 
-    `stream` gets counters to write its progress to; `count` takes them over. `part` is what it brings.
+    `stream` gets counters to write its progress to; `count` takes them over.
     """
 
-    def __init__(self, layer: str, part: str, stream: Callable[[Progress], Awaitable[None]]) -> None:
+    def __init__(self, layer: str, stream: Callable[[Progress], Awaitable[None]]) -> None:
         """Fork; while no event loop and no thread is here. Raises OSError."""
         self._theirs = Progress()
         self._taken = dict.fromkeys(_COUNTED, 0)
-        self._child = Child(partial(_stream_in_child, layer, part, stream, self._theirs))
+        self._child = Child(partial(_stream_in_child, layer, stream, self._theirs))
         self._end = os.pidfd_open(self._child.pid)
 
     def count(self, progress: Progress) -> None:
@@ -65,7 +64,7 @@ class Beside:
             self._taken[field] = now
 
     async def ended(self, listen: Callable[[], None]) -> bool:
-        """Wait for its end, calling `listen` meanwhile; whether all of its part is here."""
+        """Wait for its end, calling `listen` meanwhile; whether all of its half is here."""
         while True:
             with anyio.move_on_after(_LISTEN_SECONDS):
                 await anyio.wait_readable(self._end)
@@ -79,17 +78,15 @@ class Beside:
         self._child.close()
 
 
-def _stream_in_child(
-    layer: str, part: str, stream: Callable[[Progress], Awaitable[None]], counters: Progress
-) -> int:
-    set_title(f"worker {layer}, {part}")
+def _stream_in_child(layer: str, stream: Callable[[Progress], Awaitable[None]], counters: Progress) -> int:
+    set_title(f"worker {layer}, second half")
     try:
         anyio.run(stream, counters)
     except (FetchError, OSError) as error:
         # Whoever forked us meets the same, if it has not passed by then, and reports it.
-        log.info("part_failed", part=part, error=str(error))
+        log.info("second_half_failed", error=str(error))
         return 1
     except Exception:
-        log.exception("part_failed", part=part)
+        log.exception("second_half_failed")
         return 1
     return 0
