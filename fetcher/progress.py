@@ -35,7 +35,7 @@ class Field(enum.IntEnum):
     REQUESTS = 11
     """HTTP requests made to stream the layer."""
     PREFETCH_END = 12
-    """Where the prefetch range ends, bytes; 0 without one."""
+    """Where what is prefetched ends, bytes; 0 without a prefetch range."""
 
 
 class Progress:

@@ -71,6 +71,8 @@ _PREFETCH_THREADS: Final = 2
 _LOOKED_UP: Final = ("etc/passwd", "etc/group")
 _LOOKED_UP_SPAN: Final = 256 << 10
 """Compressed bytes between them that cost less than a request."""
+_SHORT_PREFETCH: Final = 8 << 20
+"""Compressed bytes that need not come after them."""
 
 
 class _Stopped(Exception):
@@ -167,7 +169,7 @@ class _Worker:
         tree = self._tree = store.tree(task.layer)
         self._plain = PlainLayer(store.fs(task.layer), tree)
         self._progress = store.progress(task.layer)
-        self._progress[Field.PREFETCH_END] = tree.landmark or 0
+        self._progress[Field.PREFETCH_END] = _first_spans(tree)[-1][1] if tree.landmark else 0
         self._progress[Field.FILES_TOTAL] = sum(1 for _ in tree.regular_files())
         store.keep_shape(task.layer, tree)
         if not any(node.xattrs for node in tree.inodes()):
@@ -217,12 +219,9 @@ class _Worker:
             store.mark_boot(task.layer)
             log.info("verified_after_restart", dropped_files=dropped)
         self._trusted.set()
-        landmark = plain.tree.landmark or 0
         async with self._sources() as sources:
-            for start, end in _looked_up_first(plain.tree):
+            for start, end in _first_spans(plain.tree):
                 await self._stream(sources, Field.FETCHED_PREFETCH, start, end, _go_on)
-            if landmark:
-                await self._stream(sources, Field.FETCHED_PREFETCH, 0, landmark, _go_on)
         log.debug("prefetched")
         await self._report_prefetched()
 
@@ -344,17 +343,21 @@ def _is_gone(source: FileSource) -> bool:
     return not os.path.exists(source.path)
 
 
-def _looked_up_first(tree: LayerTree) -> list[tuple[int, int]]:
-    """Spans with what containerd reads of an image before it starts a container. Pure.
+def _first_spans(tree: LayerTree) -> list[tuple[int, int]]:
+    """What comes before all else, a request each; the last one is the prefetch range, if there is one. Pure.
 
-    No recorded order has these files, as nobody in the container opens them.
+    That is what containerd reads of an image before it starts a container. No recorded order has these files,
+    as nobody in the container opens them. Close behind a short prefetch range, they come with it.
     """
+    landmark = tree.landmark or 0
     nodes = [node for name in _LOOKED_UP if (node := tree.nodes.get(name)) and len(node.chunks) == 1]
     spans = sorted((node.chunks[0].offset, node.chunks[0].end) for node in nodes)
-    spans = [span for span in spans if span[0] >= (tree.landmark or 0)]  # others are prefetched
+    spans = [span for span in spans if span[0] >= landmark]  # others are prefetched
+    if spans and 0 < landmark <= _SHORT_PREFETCH and spans[-1][1] - landmark <= _LOOKED_UP_SPAN:
+        return [(0, spans[-1][1])]
     if spans and spans[-1][1] - spans[0][0] <= _LOOKED_UP_SPAN:
-        return [(spans[0][0], spans[-1][1])]
-    return spans
+        spans = [(spans[0][0], spans[-1][1])]
+    return [*spans, (0, landmark)] if landmark else spans
 
 
 async def _go_on(_count: int) -> None:
