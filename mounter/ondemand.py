@@ -10,7 +10,7 @@ Belongs to the event loop; inflating, verifying and writing happen in worker thr
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -21,7 +21,6 @@ from anyio.abc import TaskGroup
 from fetcher.demand import HOLD_SECONDS, Demand, Slot
 from fetcher.errors import (
     FetchError,
-    FormatError,
     RegistryUnavailable,
     RegistryUnreachable,
     StoreError,
@@ -32,10 +31,11 @@ from fetcher.progress import Field, Progress
 from fetcher.store import FileSource, LayerRecord, LayerStore, Source
 from mounter.counters import Counters, Histogram
 from mounter.errors import TooSlow
+from mounter.incoming import Incoming, take_run
 from mounter.link import LinkEstimate, RequestTimer
 from mounter.loaded import LoadedLayer, LoadedLayers
 from mounter.neighbours import LEAST, Coming, write
-from mounter.partial import Arrival, MemberPart, PartialFile, PieceWriter, holds_whole, members, runs
+from mounter.partial import Arrival, MemberPart, PartialFile, members, runs
 from mounter.settings import MounterSettings
 from mounter.waits import Waits
 
@@ -57,7 +57,6 @@ _LINGER_SECONDS: Final = 0.03
 """Background streams go on pausing for so long: one miss seldom comes alone."""
 _STALLED_SECONDS: Final = 1.0
 """A request that brings nothing for so long is not relied on by those who wait for its neighbours."""
-_FEED: Final = 1 << 20
 _BATCH: Final = 128 << 10
 """Compressed bytes of neighbours that are written together; whoever waits for one of them waits so long."""
 
@@ -348,9 +347,8 @@ class OnDemand:
 
         try:
             async with blob.stream(run[0].offset, coming.end if coming else run[-1].end) as blocks:
-                reader = _Blocks(blocks, came)
-                for part in run:
-                    await _take(partial, part, reader)
+                reader = Incoming(blocks, came)
+                await take_run(partial, run, reader)
                 if coming is not None:
                     await self._bring_neighbours(loaded, coming, reader)
                 await reader.finish()
@@ -366,7 +364,7 @@ class OnDemand:
         size = min(most, max(LEAST, int(self.link.bandwidth * self.link.round_trip)))
         return loaded.expect_neighbours(start, size) if most else None
 
-    async def _bring_neighbours(self, loaded: LoadedLayer, coming: Coming, reader: _Blocks) -> None:
+    async def _bring_neighbours(self, loaded: LoadedLayer, coming: Coming, reader: Incoming) -> None:
         batch: list[tuple[Member, bytes]] = []
         size = 0
         for member in coming.members:
@@ -439,54 +437,3 @@ async def _arrival(partial: PartialFile, index: int) -> None:
         await arrival.settled.wait()
         if arrival.error is not None:
             raise arrival.error
-
-
-async def _take(partial: PartialFile, part: MemberPart, reader: _Blocks) -> None:
-    """Take the file's chunks out of a member, and settle their arrivals."""
-    if holds_whole(part, partial.node):
-        member = await reader.take(part.end - part.offset)
-        await to_thread.run_sync(partial.store, member, part.indexes)
-    else:
-        await _feed(partial, part, reader)
-    for index in part.indexes:
-        partial.arrivals.pop(index).settled.set()
-
-
-async def _feed(partial: PartialFile, part: MemberPart, reader: _Blocks) -> None:
-    """Take chunks out of a large member as it comes; what follows the last of them is skipped."""
-    writer = PieceWriter(partial, part.indexes)
-    left = part.end - part.offset
-    while left:
-        data = await reader.take(min(left, _FEED))
-        left -= len(data)
-        if not writer.done:
-            await to_thread.run_sync(writer.feed, data)
-    writer.finish()
-
-
-class _Blocks:
-    """Exact reads from an iterator of blocks."""
-
-    def __init__(self, blocks: AsyncIterator[bytes], came: Callable[[int], None]) -> None:
-        self._blocks = blocks
-        self._came = came
-        self._rest = b""
-
-    async def take(self, count: int) -> bytes:
-        parts = [self._rest]
-        have = len(self._rest)
-        while have < count:
-            block = await anext(self._blocks, b"")
-            if not block:
-                raise FormatError(f"the layer ends {count - have} bytes too early")
-            self._came(len(block))
-            parts.append(block)
-            have += len(block)
-        joined = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._rest = joined[count:]
-        return joined[:count]
-
-    async def finish(self) -> None:
-        """Read to the end, or the connection would not be used again."""
-        async for block in self._blocks:
-            self._came(len(block))
