@@ -33,7 +33,7 @@ _METACOPY: Final = "trusted.overlay.metacopy"
 _REDIRECT: Final = "trusted.overlay.redirect"
 _OPAQUE: Final = "trusted.overlay.opaque"
 
-_LARGE: Final = 10_000
+_LARGE: Final = 24_000
 """Entries from which on a second process is worth its fork."""
 
 _TYPES: Final = {

@@ -85,7 +85,9 @@ def results() -> Results:
     missing = Missing(PROFILES["1g"], LINK)
     missing.opens.append(Opens("python", True, 800.0, [(0.004, 9_000)] * 98))
     missing.opens.append(Opens("python", True, 700.0, [(0.004, 9_000), (0.020, 9_000)]))
-    missing.large.append(LargeRead("python", "usr/lib/large.so", 100_000_000, 40_000_000, 0.5))
+    asked = [(0.003, 9_000), (0.0055, 9_000)]
+    missing.opens.append(Opens("python", False, 0.0, [(0.004, 9_000)], asked))
+    missing.large.append(LargeRead("python", "usr/lib/large.so", 100_000_000, 40_000_000, 0.5, 0.93))
     grown = [
         pull(pulled=0.5, first_output=1.0, complete=size / 1000, peak=Memory(pss, 900.0, 6))
         for size, pss in ((1000, 200.0), (2000, 200.0), (4000, 900.0))
@@ -178,7 +180,10 @@ def test_opens_of_all_runs_are_one_distribution_over_round_trip_and_transfer() -
     opens = row(rows, "open of a small missing file between streams at 750 Mbit/s")
     assert opens.measured == "p50 1.4 ms, p99 1.4 ms (100 opens)"
     assert opens.met is True
-    assert row(rows, "large.so").measured == "0.71 (640 Mbit/s; 200 MB/s unpacked)"
+    assert row(rows, "large.so").measured == "0.71 (640 Mbit/s; 200 MB/s unpacked; cores 93% busy)"
+    idle = row(rows, "open of a small missing file on an idle link")
+    # The plain client's median: 3 ms less 2.5 ms of round trip and 0.08 ms of transfer.
+    assert "plain client p50 0.4 ms, p99 2.9 ms" in idle.measured
 
 
 def test_growth_is_judged_by_its_last_doubling() -> None:

@@ -35,10 +35,21 @@ def drop_page_cache() -> None:
 
 def busy_share(seconds: float) -> float:
     """How much of all cores was busy in the `seconds` that this takes, 0 to 1."""
-    idle, total = _jiffies()
+    cores = Cores()
     time.sleep(seconds)
-    idle_then, total_then = _jiffies()
-    return round(1 - (idle_then - idle) / max(total_then - total, 1), 3)
+    return cores.busy_share()
+
+
+class Cores:
+    """All cores, from the moment when this is made."""
+
+    def __init__(self) -> None:
+        self._idle, self._total = _jiffies()
+
+    def busy_share(self) -> float:
+        """How much of them was busy since then, 0 to 1."""
+        idle, total = _jiffies()
+        return round(1 - (idle - self._idle) / max(total - self._total, 1), 3)
 
 
 def _jiffies() -> tuple[int, int]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from fetcher.nodes import Kind, Node
 from fetcher.store import LayerStore
 from fetcher.tree import LayerTree
 from scripts.benchmark.engines import Lazy
+from scripts.benchmark.host import Cores
 from scripts.benchmark.link import Link
 from scripts.benchmark.pulls import settle
 from scripts.benchmark.registry import FarRegistry, PushedImage
@@ -37,6 +40,8 @@ class Opens:
     """What came over the link between the opens."""
     opens: list[tuple[float, int]]
     """Seconds that open(2) took, and the file's compressed bytes."""
+    asked: list[tuple[float, int]] = field(default_factory=list)
+    """The same of a plain HTTP client that asks for these bytes, file after file; not while streaming."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class LargeRead:
     size: int
     compressed: int
     seconds: float
+    busy: float
+    """Share of all cores that was at work meanwhile, 0 to 1; link and registry are on them, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,7 @@ def open_small_files(
     call(engine.pull_command(image.reference))
     store = LayerStore(engine.layergate.root)
     opens: list[tuple[float, int]] = []
+    opened: list[Candidate] = []
     paused, received = 0.0, 0
     with engine.containerd.container(image.reference, snapshotter=engine.snapshotter) as container:
         files = list(small_files(_trees(store)))
@@ -87,7 +95,10 @@ def open_small_files(
             # What follows is one stat of ours: it says nothing to overlayfs, nor to the gate.
             if not os.path.lexists(os.path.join(store.fs(file.layer), file.path)):
                 opens.append((_opened(os.path.join(root, file.path)), file.compressed))
-    return Opens(name, streaming, round(received * 8 / 1e6 / paused, 1), opens)
+                opened.append(file)
+    digests = {layer: store.record(layer).digest for layer in store.layers()}
+    asked = [] if streaming else list(_asked(registry, image, opened, digests))
+    return Opens(name, streaming, round(received * 8 / 1e6 / paused, 1), opens, asked)
 
 
 def read_large_file(name: str, engine: Lazy, image: PushedImage, registry: FarRegistry) -> LargeRead:
@@ -97,15 +108,15 @@ def read_large_file(name: str, engine: Lazy, image: PushedImage, registry: FarRe
     with engine.containerd.container(image.reference, snapshotter=engine.snapshotter) as container:
         file = largest_file(_trees(LayerStore(engine.layergate.root)))
         root = _started(container)
-        begin = time.monotonic()
+        cores, begin = Cores(), time.monotonic()
         size = 0
         with open(os.path.join(root, file.path), "rb", buffering=0) as content:
             while block := content.read(_BLOCK):
                 size += len(block)
-        seconds = time.monotonic() - begin
+        seconds, busy = time.monotonic() - begin, cores.busy_share()
     if size != file.size:
         raise OSError(f"{file.path}: {size} bytes of {file.size}")
-    return LargeRead(name, file.path, file.size, file.compressed, round(seconds, 4))
+    return LargeRead(name, file.path, file.size, file.compressed, round(seconds, 4), busy)
 
 
 def small_files(trees: Mapping[str, LayerTree]) -> Iterator[Candidate]:
@@ -152,6 +163,21 @@ def _started(container: Container) -> str:
     """The container's root once it is done with its own start."""
     time.sleep(_START_SECONDS)
     return container.root
+
+
+def _asked(
+    registry: FarRegistry, image: PushedImage, files: Iterable[Candidate], digests: Mapping[str, str]
+) -> Iterator[tuple[float, int]]:
+    """Seconds until the bytes of each file are here, over one connection, and how many they are."""
+    connection = http.client.HTTPConnection(registry.host)
+    with contextlib.closing(connection):
+        for file in files:
+            path = f"/v2/{image.repository}/blobs/{digests[file.layer]}"
+            wanted = f"bytes={file.offset}-{file.offset + file.compressed - 1}"
+            begin = time.perf_counter()
+            connection.request("GET", path, headers={"Range": wanted})
+            count = len(connection.getresponse().read())
+            yield round(time.perf_counter() - begin, 6), count
 
 
 def _opened(path: str) -> float:

@@ -29,6 +29,7 @@ class PushedImage:
     """An image in the registry."""
 
     reference: str
+    repository: str
     layers: tuple[str, ...]
     """Digests, the lowest first."""
     size: int
@@ -73,6 +74,7 @@ class FarRegistry:
         largest = max(layers, key=lambda layer: int(layer["size"]))
         return PushedImage(
             reference=reference,
+            repository=repository,
             layers=tuple(layer["digest"] for layer in layers),
             size=sum(layer["size"] for layer in layers),
             largest_url=f"http://{self.host}/v2/{repository}/blobs/{largest['digest']}",

@@ -13,7 +13,7 @@ import pytest
 
 from fetcher.nodes import Kind
 from mounter.errors import MountFailed, UnsupportedAttribute
-from mounter.meta import build_meta, ensure_meta, meta_path, metas, release_meta
+from mounter.meta import _LARGE, build_meta, ensure_meta, meta_path, metas, release_meta
 from mounter.mountinfo import mounts_below
 from mounter.syscalls import mount_tmpfs
 from tests import trees
@@ -216,11 +216,11 @@ def test_a_process_killed_half_way_leaves_no_mount(scratch: str) -> None:
 LARGE: Final = """
 import os, sys
 from mounter.errors import MountFailed
-from mounter.meta import ensure_meta, metas
+from mounter.meta import _LARGE, ensure_meta, metas
 from tests.mounter.mounts import *
 root, names, processes = sys.argv[1], sys.argv[2].split(), int(sys.argv[3])
 nodes = [directory("d", mode=0o751), directory("d/empty"), directory("e")]
-nodes += [file(f"{number}", size=number) for number in range(8000)]
+nodes += [file(f"{number}", size=number) for number in range(_LARGE)]
 nodes += [file(f"d/{number}", mode=0o4711, uid=7) for number in range(3000)]
 nodes += [symlink("e/link", "d/1"), *(file(name) for name in names)]
 nodes[-1].links = ["d/another"]
@@ -242,7 +242,7 @@ def test_a_large_one_is_the_same_whether_one_or_two_processes_make_it(scratch: s
     for processes in (1, 2):
         assert make_large(f"{scratch}/{processes}", "e/last", processes=processes) == ""
         made.append(trees.scan(meta_path(f"{scratch}/{processes}", "key")))
-    assert len(made[0]) > 11_000
+    assert len(made[0]) > _LARGE
     assert made[0] == made[1]
 
 
