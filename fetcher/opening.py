@@ -24,9 +24,10 @@ from fetcher.toc import TocBytes, toc_digest, toc_json, unpack_toc, verified_toc
 _SMALLEST_TAIL: Final = 32 << 10
 _SMALL_TAIL: Final = 384 << 10
 _LARGEST_TAIL: Final = 4 << 20
-_TAIL_SHARE: Final = 64
-"""The guess: TOCs of real images take 0.4 to 1.2 % of the blob, so ask for its last 64th. Of layers of some
-20 MB, full of small files perhaps, they take up to 1.9 %, and twice as much costs less than a request."""
+_TAIL_SHARE: Final = 100
+"""The guess: TOCs of real images take 0.4 to 1 % of the blob, so ask for its last 100th; what is too much of
+it takes its time on a slow link. Of layers of some 20 MB, full of small files perhaps, they take up to
+1.9 %, and twice as much costs less than a request."""
 _COMPRESSED_LIMIT: Final = 64 << 20
 """Bytes of a TOC as it comes: half of one are digests, so of TOC_LIMIT no more than that is left."""
 _unpacking: Final = threading.BoundedSemaphore(os.cpu_count() or 1)

@@ -53,6 +53,9 @@ async def take_run(partial: PartialFile, run: Sequence[MemberPart], blocks: Inco
 
     Raises FetchError; what was taken by then stays.
     """
+    if len(run) == 1:  # as of nearly all files, which are to be here soon
+        await _take(partial, run[0], blocks)
+        return
     places = anyio.Semaphore(_AT_ONCE)
     try:
         async with anyio.create_task_group() as tasks:
@@ -62,10 +65,18 @@ async def take_run(partial: PartialFile, run: Sequence[MemberPart], blocks: Inco
                     await places.acquire()
                     tasks.start_soon(_store, partial, part, member, places)
                 else:
-                    await _feed(partial, part, blocks)
-                    _settle(partial, part)
+                    await _take(partial, part, blocks)
     except ExceptionGroup as group:
         raise group.exceptions[0] from group
+
+
+async def _take(partial: PartialFile, part: MemberPart, blocks: Incoming) -> None:
+    if holds_whole(part, partial.node):
+        member = await blocks.take(part.end - part.offset)
+        await to_thread.run_sync(partial.store, member, part.indexes)
+    else:
+        await _feed(partial, part, blocks)
+    _settle(partial, part)
 
 
 async def _store(partial: PartialFile, part: MemberPart, member: bytes, places: anyio.Semaphore) -> None:

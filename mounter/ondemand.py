@@ -53,6 +53,8 @@ _POLL_SECONDS: Final = 0.005
 _SLACK_SECONDS: Final = 0.05
 _PREFETCH_PATIENCE: Final = 16.0
 """How many times as long as a file of the prefetch range takes by itself it may be on its way in that."""
+_LONGEST_PREFETCH_SECONDS: Final = 60.0
+"""And how long that may take. Read in parts meanwhile, it would come later, and all else after it."""
 _LINGER_SECONDS: Final = 0.03
 """Background streams go on pausing for so long: one miss seldom comes alone."""
 _STALLED_SECONDS: Final = 1.0
@@ -170,7 +172,7 @@ class OnDemand:
         if not partial.have:
             await to_thread.run_sync(partial.create_empty)
             return
-        if await self.prefetched(loaded, partial.node):
+        if await self.prefetched(loaded, partial.node, longest=self.settings.wait_seconds):
             return
         if await self._comes_along(loaded, partial.node) or await self._streamed(loaded, partial.node):
             self.counters.streamed += 1
@@ -198,8 +200,10 @@ class OnDemand:
                 return False
         return loaded.plain.has(node)
 
-    async def prefetched(self, loaded: LoadedLayer, node: Node) -> bool:
-        """Wait for a file that the prefetch range is about to bring; whether it did.
+    async def prefetched(
+        self, loaded: LoadedLayer, node: Node, *, longest: float = _LONGEST_PREFETCH_SECONDS
+    ) -> bool:
+        """Wait for a file that the prefetch range will bring within `longest` seconds; whether it did.
 
         Asked for beside that it would come twice, over a link that has no time to spare: all of the range has
         to come. Bounded by the stream's own progress, as it may die.
@@ -209,7 +213,7 @@ class OnDemand:
         coming = _on_its_way(loaded.progress, node)
         if coming is None:
             return False
-        if coming.ahead > min(_PREFETCH_PATIENCE * coming.size, self.settings.wait_seconds * coming.rate):
+        if coming.ahead > min(_PREFETCH_PATIENCE * coming.size, longest * coming.rate):
             return False
         came, moved = -1, anyio.current_time()
         while anyio.current_time() < moved + _STALLED_SECONDS:

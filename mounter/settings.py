@@ -20,7 +20,10 @@ class MounterSettings(
     registry: RegistrySettings = msgspec.field(default_factory=RegistrySettings)
 
     wait_seconds: Seconds = 10.0
-    """The longest that an open waits for its file, and a read for the next byte of a large one."""
+    """The longest that an open waits for its file, and a read for the next byte of a large one.
+
+    One that a prefetch range is just bringing may take longer.
+    """
 
     large_file_seconds: Seconds = 2.0
     """A file is served chunk by chunk when what is missing of it would take longer than this."""

@@ -29,12 +29,16 @@ class PushedImage:
     """An image in the registry."""
 
     reference: str
-    repository: str
     layers: tuple[str, ...]
     """Digests, the lowest first."""
     size: int
     """Of all layers, in bytes."""
     largest_url: str
+
+    @property
+    def repository(self) -> str:
+        """The reference without host and tag."""
+        return self.reference.partition("/")[2].rpartition(":")[0]
 
 
 class FarRegistry:
@@ -74,7 +78,6 @@ class FarRegistry:
         largest = max(layers, key=lambda layer: int(layer["size"]))
         return PushedImage(
             reference=reference,
-            repository=repository,
             layers=tuple(layer["digest"] for layer in layers),
             size=sum(layer["size"] for layer in layers),
             largest_url=f"http://{self.host}/v2/{repository}/blobs/{largest['digest']}",

@@ -76,7 +76,7 @@ async def test_toc_within_the_guess_costs_one_request(store: LayerStore) -> None
     key = await opened(store, blob, layer, size=len(layer.blob), promised=layer.toc_digest)
     [(start, end)] = blob.requests
     assert end == len(layer.blob)
-    assert len(layer.blob) // 64 * 2 == end - start
+    assert len(layer.blob) // 100 * 2 == end - start
     assert store.progress(key)[Field.FETCHED_TOC] == end - start
 
 

@@ -291,6 +291,31 @@ def test_a_prefetch_is_waited_for_though_a_request_would_be_faster(tmp_path: Pat
     node.run(scenario)
 
 
+def test_a_large_file_of_a_prefetch_range_may_take_longer_than_an_open(tmp_path: Path) -> None:
+    node = bench(tmp_path, settings=MounterSettings(wait_seconds=10))
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces = loaded.tree.nodes["pieces"]
+        loaded.progress[Field.STOP] = loaded.progress[Field.PREFETCH_END] = pieces.chunks[-1].end
+        loaded.progress[Field.RATE] = pieces.chunks[-1].end // 20
+        longest = ondemand.settings.wait_seconds
+        assert longest < 20
+        assert not await ondemand.prefetched(loaded, pieces, longest=longest)
+        came = []
+        async with anyio.create_task_group() as tasks:
+
+            async def wait() -> None:
+                came.append(await ondemand.prefetched(loaded, pieces))
+
+            tasks.start_soon(wait)
+            await anyio.sleep(0.05)
+            loaded.plain.write(pieces, FILES["pieces"])
+        assert came == [True]
+
+    node.run(scenario)
+    assert node.blob.asked == []
+
+
 def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     node = bench(tmp_path)
 
