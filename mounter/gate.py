@@ -243,7 +243,10 @@ class Gate(pyfuse3.Operations):
 
     async def _handed_over(self, loaded: LoadedLayer, node: Node, path: str) -> bool:
         try:
-            return await to_thread.run_sync(self._late.hand_over, loaded.key, path, loaded.plain.path(node))
+            with self._ondemand.answering():
+                return await to_thread.run_sync(
+                    self._late.hand_over, loaded.key, path, loaded.plain.path(node)
+                )
         except OSError as error:
             log.warning("not_handed_over", layer=loaded.key, path=path, error=str(error))
             return False

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
+import anyio.lowlevel
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
@@ -87,6 +88,8 @@ class OnDemand:
         self._requests = anyio.CapacityLimiter(settings.concurrent_requests)
         self._demand = Demand(store.root)
         self._marking = False
+        self._answering = 0
+        self._answered = anyio.Event()
 
     def configure(self, settings: MounterSettings) -> None:
         """Take new settings for everything that begins from now on."""
@@ -167,6 +170,24 @@ class OnDemand:
         finally:
             partial.users -= 1
             partial.last_used = anyio.current_time()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """A file is here, and whoever asked for it is being told: what nobody waits for stands back."""
+        self._answering += 1
+        try:
+            yield
+        finally:
+            self._answering -= 1
+            if not self._answering:
+                self._answered.set()
+                self._answered = anyio.Event()
+
+    async def _until_answered(self) -> None:
+        """Return when nobody is being told, who may have been woken just now."""
+        await anyio.lowlevel.checkpoint()
+        while self._answering:
+            await self._answered.wait()
 
     async def _until_whole(self, loaded: LoadedLayer, partial: PartialFile, give_up: float) -> None:
         if not partial.have:
@@ -371,6 +392,8 @@ class OnDemand:
     async def _bring_neighbours(self, loaded: LoadedLayer, coming: Coming, reader: Incoming) -> None:
         batch: list[tuple[Member, bytes]] = []
         size = 0
+        # To write them takes the interpreter from the thread that tells of the file before them: 2 ms of its 4.
+        await self._until_answered()
         for member in coming.members:
             await reader.take(member.offset - (batch[-1][0].end if batch else coming.position))
             batch.append((member, await reader.take(member.end - member.offset)))
