@@ -58,6 +58,8 @@ _LONGEST_PREFETCH_SECONDS: Final = 60.0
 """And how long that may take. Read in parts meanwhile, it would come later, and all else after it."""
 _LINGER_SECONDS: Final = 0.03
 """Background streams go on pausing for so long: one miss seldom comes alone."""
+_ANSWER_SECONDS: Final = 0.02
+"""How long neighbours stand back for answers: where many ask at once, there is always another one."""
 _STALLED_SECONDS: Final = 1.0
 """A request that brings nothing for so long is not relied on by those who wait for its neighbours."""
 _BATCH: Final = 128 << 10
@@ -184,10 +186,11 @@ class OnDemand:
                 self._answered = anyio.Event()
 
     async def _until_answered(self) -> None:
-        """Return when nobody is being told, who may have been woken just now."""
+        """Return when nobody is being told, who may have been woken just now; soon, in any case."""
         await anyio.lowlevel.checkpoint()
-        while self._answering:
-            await self._answered.wait()
+        with anyio.move_on_after(_ANSWER_SECONDS):
+            while self._answering:
+                await self._answered.wait()
 
     async def _until_whole(self, loaded: LoadedLayer, partial: PartialFile, give_up: float) -> None:
         if not partial.have:
@@ -392,7 +395,7 @@ class OnDemand:
     async def _bring_neighbours(self, loaded: LoadedLayer, coming: Coming, reader: Incoming) -> None:
         batch: list[tuple[Member, bytes]] = []
         size = 0
-        # To write them takes the interpreter from the thread that tells of the file before them: 2 ms of its 4.
+        # To write them takes the interpreter from the thread that tells of the file before them.
         await self._until_answered()
         for member in coming.members:
             await reader.take(member.offset - (batch[-1][0].end if batch else coming.position))

@@ -61,6 +61,36 @@ def test_what_lies_behind_a_missed_file_comes_with_it(tmp_path: Path) -> None:
     assert all(bench.plain(name) == CONTENT[name] for name in here(bench))
 
 
+def test_neighbours_stand_back_for_whoever_is_being_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mounter.ondemand._ANSWER_SECONDS", 60.0)
+    bench = layer(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        with ondemand.answering():
+            await ondemand.fetch(loaded, loaded.tree.nodes["10"])
+            with ondemand.answering():
+                await anyio.sleep(0.05)
+            await anyio.sleep(0.05)
+            assert here(bench) == ["10"]
+        await until(lambda: not ondemand.in_flight)
+        assert len(here(bench)) > 1
+
+    bench.run(scenario)
+
+
+def test_neighbours_do_not_stand_back_for_ever(tmp_path: Path) -> None:
+    bench = layer(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        with ondemand.answering():
+            await ondemand.fetch(loaded, loaded.tree.nodes["10"])
+            await until(lambda: len(here(bench)) > 1)
+
+    bench.run(scenario)
+
+
 def test_a_file_that_is_coming_along_is_not_asked_for(tmp_path: Path) -> None:
     bench = layer(tmp_path)
 
