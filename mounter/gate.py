@@ -230,7 +230,7 @@ class Gate(pyfuse3.Operations):
         if loaded.plain.has(node):
             return True
         if self._ondemand.is_large(loaded, node):
-            if await self._ondemand.prefetched(loaded, node):
+            if await self._ondemand.prefetched_large(loaded, node):
                 return True
             log.info("serving_large_file", layer=loaded.key, path=node.path, size=node.size)
             return False

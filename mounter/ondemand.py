@@ -224,9 +224,14 @@ class OnDemand:
                 return False
         return loaded.plain.has(node)
 
-    async def prefetched(
-        self, loaded: LoadedLayer, node: Node, *, longest: float = _LONGEST_PREFETCH_SECONDS
-    ) -> bool:
+    async def prefetched_large(self, loaded: LoadedLayer, node: Node) -> bool:
+        """`prefetched` for a file that is read in parts otherwise: it may take longer, or be yet to begin."""
+        with anyio.move_on_after(_STALLED_SECONDS):
+            while _is_to_begin(loaded.progress, node):  # noqa: ASYNC110 - in another process
+                await anyio.sleep(_POLL_SECONDS)
+        return await self.prefetched(loaded, node, longest=_LONGEST_PREFETCH_SECONDS)
+
+    async def prefetched(self, loaded: LoadedLayer, node: Node, *, longest: float) -> bool:
         """Wait for a file that the prefetch range will bring within `longest` seconds; whether it did.
 
         Asked for beside that it would come twice, over a link that has no time to spare: all of the range has
@@ -234,10 +239,12 @@ class OnDemand:
         """
         if loaded.progress[Field.STOP] > loaded.progress[Field.PREFETCH_END]:
             return False
-        coming = _on_its_way(loaded.progress, node)
+        coming = _on_its_way(loaded.progress, node, unmeasured=self.link.bandwidth)
         if coming is None:
             return False
-        if coming.ahead > min(_PREFETCH_PATIENCE * coming.size, longest * coming.rate):
+        # Other layers' ranges, which come at the same time, are soon over: the rate of now is too low.
+        rate = max(coming.rate, self.link.bandwidth)
+        if coming.ahead > min(_PREFETCH_PATIENCE * coming.size, longest * rate):
             return False
         came, moved = -1, anyio.current_time()
         while anyio.current_time() < moved + _STALLED_SECONDS:
@@ -437,9 +444,16 @@ class _OnItsWay(NamedTuple):
     """Bytes a second."""
 
 
-def _on_its_way(progress: Progress, node: Node) -> _OnItsWay | None:
-    """None if no stream of the layer brings the file."""
+def _is_to_begin(progress: Progress, node: Node) -> bool:
+    """Whether the file is of a prefetch range whose stream has not begun."""
+    begun = progress[Field.STOP] or progress[Field.FETCHED_PREFETCH]
+    return not begun and node.chunks[-1].end <= progress[Field.PREFETCH_END]
+
+
+def _on_its_way(progress: Progress, node: Node, *, unmeasured: float = 0) -> _OnItsWay | None:
+    """None if no stream of the layer brings the file. `unmeasured` is the rate of one that has just begun."""
     position, stop, rate = progress[Field.POSITION], progress[Field.STOP], progress[Field.RATE]
+    rate = rate or int(unmeasured)
     first = min(chunk.offset for chunk in node.chunks)
     end = max(chunk.end for chunk in node.chunks)
     if not rate or not position < end <= stop:  # what began before the position is being written

@@ -292,7 +292,7 @@ def test_a_prefetch_is_waited_for_though_a_request_would_be_faster(tmp_path: Pat
 
 
 def test_a_large_file_of_a_prefetch_range_may_take_longer_than_an_open(tmp_path: Path) -> None:
-    node = bench(tmp_path, settings=MounterSettings(wait_seconds=10))
+    node = bench(tmp_path, settings=MounterSettings(wait_seconds=10, assumed_bandwidth=1))
 
     async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
         pieces = loaded.tree.nodes["pieces"]
@@ -305,12 +305,38 @@ def test_a_large_file_of_a_prefetch_range_may_take_longer_than_an_open(tmp_path:
         async with anyio.create_task_group() as tasks:
 
             async def wait() -> None:
-                came.append(await ondemand.prefetched(loaded, pieces))
+                came.append(await ondemand.prefetched_large(loaded, pieces))
 
             tasks.start_soon(wait)
             await anyio.sleep(0.05)
             loaded.plain.write(pieces, FILES["pieces"])
         assert came == [True]
+
+    node.run(scenario)
+    assert node.blob.asked == []
+
+
+def test_a_large_file_waits_for_its_prefetch_to_begin(tmp_path: Path) -> None:
+    node = bench(tmp_path)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        pieces, progress = loaded.tree.nodes["pieces"], loaded.progress
+        progress[Field.PREFETCH_END] = pieces.chunks[-1].end
+        came = []
+        async with anyio.create_task_group() as tasks:
+
+            async def wait() -> None:
+                came.append(await ondemand.prefetched_large(loaded, pieces))
+
+            tasks.start_soon(wait)
+            await anyio.sleep(0.05)
+            progress[Field.STOP] = pieces.chunks[-1].end  # its rate is not known yet
+            await anyio.sleep(0.05)
+            assert came == []
+            loaded.plain.write(pieces, FILES["pieces"])
+        assert came == [True]
+        progress[Field.STOP], progress[Field.FETCHED_PREFETCH] = 0, 1
+        assert not await ondemand.prefetched_large(loaded, loaded.tree.nodes["last"]), "it is over"
 
     node.run(scenario)
     assert node.blob.asked == []
