@@ -56,6 +56,6 @@ def test_trees_are_equal_when_nothing_streams(
             for path in chosen:
                 with open(f"{root}/{path}", "rb") as file:
                     assert hashlib.file_digest(file, "sha256").hexdigest() == ordinary.tree[path].content
-            assert status(node.layergate).fuse.lookup_file > 50
+            assert status(node.layergate).fuse.lookup_file > 30, "etc/ comes with passwd in part"
             assert trees.scan(root, contents=False) == found
             assert inode_groups(root) == []
