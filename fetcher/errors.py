@@ -90,3 +90,10 @@ class StoreError(FetchError):
     def __init__(self, message: str, *, errno: int) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+def first_cause(error: Exception) -> Exception:
+    """What was raised first in a task group; any other error is its own cause."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

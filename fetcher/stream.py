@@ -107,14 +107,9 @@ class _UnderWay(NamedTuple):
     placing: Future[int] | None
 
 
-@contextlib.contextmanager
-def _damage_at(member: Member) -> Iterator[None]:
-    try:
-        yield
-    except FormatError as error:
-        raise VerificationError(
-            f"{member.pieces[0][0].path!r}: the layer is damaged at byte {member.offset}: {error}"
-        ) from error
+def _damage(member: Member, error: FormatError) -> VerificationError:
+    path = member.pieces[0][0].path
+    return VerificationError(f"{path!r}: the layer is damaged at byte {member.offset}: {error}")
 
 
 class LayerStream:
@@ -174,8 +169,10 @@ class LayerStream:
             reader = _SpanReader(blocks, span.start, self._arrived)
             for member in span.members:
                 await reader.skip_to(member.offset)
-                with _damage_at(member):
+                try:
                     await self._member(member, reader)
+                except FormatError as error:
+                    raise _damage(member, error) from error
                 self._settle(self._count + _MOST_WAITING)
             self._settle(0)
 
@@ -207,8 +204,10 @@ class LayerStream:
             if first.placing is not None:
                 if self._placing <= most and not first.placing.done():
                     return
-                with _damage_at(first.member):
+                try:
                     self._written(first.placing.result())
+                except FormatError as error:
+                    raise _damage(first.member, error) from error
                 self._placing -= 1
             self._under_way.popleft()
             for piece in first.pieces:

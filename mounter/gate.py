@@ -230,7 +230,8 @@ class Gate(pyfuse3.Operations):
         if loaded.plain.has(node):
             return True
         if self._ondemand.is_large(loaded, node):
-            if await self._ondemand.prefetched_large(loaded, node):
+            if await self._ondemand.streams.prefetched_large(loaded, node):
+                self._counters.streamed += 1
                 return True
             log.info("serving_large_file", layer=loaded.key, path=node.path, size=node.size)
             return False

@@ -11,7 +11,7 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
-from fetcher.errors import FormatError
+from fetcher.errors import FormatError, first_cause
 from mounter.partial import MemberPart, PartialFile, PieceWriter, holds_whole
 
 _FEED: Final = 1 << 20
@@ -57,33 +57,35 @@ async def take_run(partial: PartialFile, run: Sequence[MemberPart], blocks: Inco
         await _take(partial, run[0], blocks)
         return
     places = anyio.Semaphore(_AT_ONCE)
+
+    async def store(part: MemberPart, member: bytes) -> None:
+        try:
+            await _store(partial, part, member)
+        finally:
+            places.release()
+
     try:
         async with anyio.create_task_group() as tasks:
             for part in run:
                 if holds_whole(part, partial.node):
                     member = await blocks.take(part.end - part.offset)
                     await places.acquire()
-                    tasks.start_soon(_store, partial, part, member, places)
+                    tasks.start_soon(store, part, member)
                 else:
-                    await _take(partial, part, blocks)
+                    await _feed(partial, part, blocks)
     except ExceptionGroup as group:
-        raise group.exceptions[0] from group
+        raise first_cause(group) from group
 
 
 async def _take(partial: PartialFile, part: MemberPart, blocks: Incoming) -> None:
     if holds_whole(part, partial.node):
-        member = await blocks.take(part.end - part.offset)
-        await to_thread.run_sync(partial.store, member, part.indexes)
+        await _store(partial, part, await blocks.take(part.end - part.offset))
     else:
         await _feed(partial, part, blocks)
-    _settle(partial, part)
 
 
-async def _store(partial: PartialFile, part: MemberPart, member: bytes, places: anyio.Semaphore) -> None:
-    try:
-        await to_thread.run_sync(partial.store, member, part.indexes)
-    finally:
-        places.release()
+async def _store(partial: PartialFile, part: MemberPart, member: bytes) -> None:
+    await to_thread.run_sync(partial.store, member, part.indexes)
     _settle(partial, part)
 
 
@@ -102,3 +104,4 @@ async def _feed(partial: PartialFile, part: MemberPart, blocks: Incoming) -> Non
         if not writer.done:
             await to_thread.run_sync(writer.feed, data)
     writer.finish()
+    _settle(partial, part)

@@ -5,7 +5,6 @@ A tree of 20,000 files takes 0.15 s to load and 30 MB: hence both. Belongs to th
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import anyio
 from anyio import to_thread
 
 from fetcher.logs import get_logger
-from fetcher.memory import return_freed_memory
+from fetcher.memory import return_unreachable_memory
 from fetcher.nodes import Node
 from fetcher.plain import PlainLayer
 from fetcher.progress import Progress
@@ -181,7 +180,7 @@ class LoadedLayers:
             del loaded
         if dropped:
             log.info("layers_unloaded", count=dropped)
-            await to_thread.run_sync(_give_back_memory)
+            await to_thread.run_sync(return_unreachable_memory)
 
     async def _load_once(self, key: str) -> LoadedLayer:
         lock = self._loading.setdefault(key, anyio.Lock())
@@ -208,9 +207,3 @@ class LoadedLayers:
             return os.stat(self.store.directory(key)).st_ino
         except FileNotFoundError:
             return 0
-
-
-def _give_back_memory() -> None:
-    """Free what only cycles hold (an error and its frames, say), and return it to the system."""
-    gc.collect()
-    return_freed_memory()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.lowlevel
@@ -28,7 +28,7 @@ from fetcher.errors import (
 )
 from fetcher.logs import get_logger
 from fetcher.nodes import Chunk, Member, Node
-from fetcher.progress import Field, Progress
+from fetcher.progress import Field
 from fetcher.store import FileSource, LayerRecord, LayerStore, Source
 from mounter.counters import Counters, Histogram
 from mounter.errors import TooSlow
@@ -38,6 +38,7 @@ from mounter.loaded import LoadedLayer, LoadedLayers
 from mounter.neighbours import LEAST, Coming, write
 from mounter.partial import Arrival, MemberPart, PartialFile, members, runs
 from mounter.settings import MounterSettings
+from mounter.streams import Streams
 from mounter.waits import Waits
 
 if TYPE_CHECKING:  # a registry client is loaded at the first need: mounter.blobs
@@ -50,12 +51,6 @@ OpenBlob = Callable[[Source, LayerRecord], "Awaitable[Blob]"]
 
 _TRANSIENT: Final = (RegistryUnreachable, RegistryUnavailable)
 _RETRY_SECONDS: Final = 0.25
-_POLL_SECONDS: Final = 0.005
-_SLACK_SECONDS: Final = 0.05
-_PREFETCH_PATIENCE: Final = 16.0
-"""How many times as long as a file of the prefetch range takes by itself it may be on its way in that."""
-_LONGEST_PREFETCH_SECONDS: Final = 60.0
-"""And how long that may take. Read in parts meanwhile, it would come later, and all else after it."""
 _LINGER_SECONDS: Final = 0.03
 """Background streams go on pausing for so long: one miss seldom comes alone."""
 _ANSWER_SECONDS: Final = 0.02
@@ -85,6 +80,7 @@ class OnDemand:
         self.waits = Waits(store.root, enabled=settings.record)
         self.in_flight = 0
         """Requests that are under way or queued."""
+        self.streams = Streams(self.link, lambda: self.in_flight)
         self._open_blob = open_blob
         self._tasks = tasks
         self._requests = anyio.CapacityLimiter(settings.concurrent_requests)
@@ -196,9 +192,12 @@ class OnDemand:
         if not partial.have:
             await to_thread.run_sync(partial.create_empty)
             return
-        if await self.prefetched(loaded, partial.node, longest=self.settings.wait_seconds):
-            return
-        if await self._comes_along(loaded, partial.node) or await self._streamed(loaded, partial.node):
+        node = partial.node
+        if (
+            await self.streams.prefetched(loaded, node, longest=self.settings.wait_seconds)
+            or await self._comes_along(loaded, node)
+            or await self.streams.about_to_bring(loaded, node)
+        ):
             self.counters.streamed += 1
             return
         every = range(len(partial.have))
@@ -223,54 +222,6 @@ class OnDemand:
             if scope.cancelled_caught:
                 return False
         return loaded.plain.has(node)
-
-    async def prefetched_large(self, loaded: LoadedLayer, node: Node) -> bool:
-        """`prefetched` for a file that is read in parts otherwise: it may take longer, or be yet to begin."""
-        with anyio.move_on_after(_STALLED_SECONDS):
-            while _is_to_begin(loaded.progress, node):  # noqa: ASYNC110 - in another process
-                await anyio.sleep(_POLL_SECONDS)
-        return await self.prefetched(loaded, node, longest=_LONGEST_PREFETCH_SECONDS)
-
-    async def prefetched(self, loaded: LoadedLayer, node: Node, *, longest: float) -> bool:
-        """Wait for a file that the prefetch range will bring within `longest` seconds; whether it did.
-
-        Asked for beside that it would come twice, over a link that has no time to spare: all of the range has
-        to come. Bounded by the stream's own progress, as it may die.
-        """
-        if loaded.progress[Field.STOP] > loaded.progress[Field.PREFETCH_END]:
-            return False
-        coming = _on_its_way(loaded.progress, node, unmeasured=self.link.bandwidth)
-        if coming is None:
-            return False
-        # Other layers' ranges, which come at the same time, are soon over: the rate of now is too low.
-        rate = max(coming.rate, self.link.bandwidth)
-        if coming.ahead > min(_PREFETCH_PATIENCE * coming.size, longest * rate):
-            return False
-        came, moved = -1, anyio.current_time()
-        while anyio.current_time() < moved + _STALLED_SECONDS:
-            if loaded.plain.has(node):
-                self.counters.streamed += 1
-                return True
-            if came != loaded.progress[Field.FETCHED_PREFETCH]:
-                came, moved = loaded.progress[Field.FETCHED_PREFETCH], anyio.current_time()
-            await anyio.sleep(_POLL_SECONDS)
-        return False
-
-    async def _streamed(self, loaded: LoadedLayer, node: Node) -> bool:
-        """Wait for the layer's own stream if it brings the file about as soon as a request would."""
-        coming = _on_its_way(loaded.progress, node)
-        if self.in_flight or coming is None:
-            return False
-        expected = coming.ahead / coming.rate
-        if expected > self.link.round_trip + coming.size / max(self.link.bandwidth, coming.rate):
-            return False
-        # Bounded, because the stream may have died and left its position behind.
-        deadline = anyio.current_time() + 2 * expected + _SLACK_SECONDS
-        while not self.in_flight and anyio.current_time() < deadline:
-            await anyio.sleep(_POLL_SECONDS)
-            if loaded.plain.has(node):
-                return True
-        return False
 
     def _ask_ahead(self, loaded: LoadedLayer, partial: PartialFile, wanted: range, ahead: int) -> None:
         """Ask for what is wanted together with what comes next; for the latter alone, not in small pieces."""
@@ -433,32 +384,6 @@ class OnDemand:
             self._demand.mark(Slot.ON_DEMAND)
             await anyio.sleep(HOLD_SECONDS / 3)
         self._marking = False
-
-
-class _OnItsWay(NamedTuple):
-    """Of a file that a stream is going to bring: bytes that come until it is here, and of these its own."""
-
-    ahead: int
-    size: int
-    rate: int
-    """Bytes a second."""
-
-
-def _is_to_begin(progress: Progress, node: Node) -> bool:
-    """Whether the file is of a prefetch range whose stream has not begun."""
-    begun = progress[Field.STOP] or progress[Field.FETCHED_PREFETCH]
-    return not begun and node.chunks[-1].end <= progress[Field.PREFETCH_END]
-
-
-def _on_its_way(progress: Progress, node: Node, *, unmeasured: float = 0) -> _OnItsWay | None:
-    """None if no stream of the layer brings the file. `unmeasured` is the rate of one that has just begun."""
-    position, stop, rate = progress[Field.POSITION], progress[Field.STOP], progress[Field.RATE]
-    rate = rate or int(unmeasured)
-    first = min(chunk.offset for chunk in node.chunks)
-    end = max(chunk.end for chunk in node.chunks)
-    if not rate or not position < end <= stop:  # what began before the position is being written
-        return None
-    return _OnItsWay(end - position, end - first, rate)
 
 
 def _file_end(chunk: Chunk) -> int:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import signal
 from collections.abc import Callable
@@ -30,9 +29,9 @@ from typing import Final
 
 import anyio
 
-from fetcher.errors import FetchError, StoreError
+from fetcher.errors import FetchError, StoreError, first_cause
 from fetcher.logs import configure_logs, get_logger
-from fetcher.memory import return_freed_memory
+from fetcher.memory import return_unreachable_memory
 from fetcher.nodes import Member
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
@@ -89,7 +88,7 @@ def run_worker(task: Task, pipe: Connection) -> None:
         try:
             worker.work()
         except ExceptionGroup as group:
-            raise _first(group) from group
+            raise first_cause(group) from group
     except _Stopped:
         return
     except MetaFailed as error:
@@ -100,13 +99,6 @@ def run_worker(task: Task, pipe: Connection) -> None:
         # A defect of ours must reach the scheduler as a failed layer, not as a silent end.
         log.exception("worker_crashed")
         _report(pipe, Failed(type(error).__name__, f"internal error: {error}", False))
-
-
-def _first(error: Exception) -> Exception:
-    """What was raised first in a task group."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _report(pipe: Connection, report: Report) -> None:
@@ -140,8 +132,7 @@ class _Worker:
             anyio.run(self._prefetch)
             if self._task.meta_only:
                 return
-            gc.collect()  # the event loop and the client, which refer to themselves
-            return_freed_memory()
+            return_unreachable_memory()  # the event loop and the client, above all
             if not self._store.is_complete(self._task.layer):
                 self._bring_rest()
                 self._plain.finish()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
 from fetcher.errors import FetchError, RegistryNotFound, RegistryUnreachable, StoreError, VerificationError
+from fetcher.nodes import Node
 from fetcher.progress import Field
 from fetcher.store import FileSource
 from mounter.counters import Counters, Histogram
@@ -291,6 +294,19 @@ def test_a_prefetch_is_waited_for_though_a_request_would_be_faster(tmp_path: Pat
     node.run(scenario)
 
 
+@asynccontextmanager
+async def waiting_for_large(ondemand: OnDemand, loaded: LoadedLayer, node: Node) -> AsyncIterator[list[bool]]:
+    """Somebody waits for its prefetch meanwhile; what that gave is in the list."""
+    came: list[bool] = []
+
+    async def wait() -> None:
+        came.append(await ondemand.streams.prefetched_large(loaded, node))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        yield came
+
+
 def test_a_large_file_of_a_prefetch_range_may_take_longer_than_an_open(tmp_path: Path) -> None:
     node = bench(tmp_path, settings=MounterSettings(wait_seconds=10, assumed_bandwidth=1))
 
@@ -300,14 +316,8 @@ def test_a_large_file_of_a_prefetch_range_may_take_longer_than_an_open(tmp_path:
         loaded.progress[Field.RATE] = pieces.chunks[-1].end // 20
         longest = ondemand.settings.wait_seconds
         assert longest < 20
-        assert not await ondemand.prefetched(loaded, pieces, longest=longest)
-        came = []
-        async with anyio.create_task_group() as tasks:
-
-            async def wait() -> None:
-                came.append(await ondemand.prefetched_large(loaded, pieces))
-
-            tasks.start_soon(wait)
+        assert not await ondemand.streams.prefetched(loaded, pieces, longest=longest)
+        async with waiting_for_large(ondemand, loaded, pieces) as came:
             await anyio.sleep(0.05)
             loaded.plain.write(pieces, FILES["pieces"])
         assert came == [True]
@@ -322,13 +332,7 @@ def test_a_large_file_waits_for_its_prefetch_to_begin(tmp_path: Path) -> None:
     async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
         pieces, progress = loaded.tree.nodes["pieces"], loaded.progress
         progress[Field.PREFETCH_END] = pieces.chunks[-1].end
-        came = []
-        async with anyio.create_task_group() as tasks:
-
-            async def wait() -> None:
-                came.append(await ondemand.prefetched_large(loaded, pieces))
-
-            tasks.start_soon(wait)
+        async with waiting_for_large(ondemand, loaded, pieces) as came:
             await anyio.sleep(0.05)
             progress[Field.STOP] = pieces.chunks[-1].end  # its rate is not known yet
             await anyio.sleep(0.05)
@@ -336,7 +340,7 @@ def test_a_large_file_waits_for_its_prefetch_to_begin(tmp_path: Path) -> None:
             loaded.plain.write(pieces, FILES["pieces"])
         assert came == [True]
         progress[Field.STOP], progress[Field.FETCHED_PREFETCH] = 0, 1
-        assert not await ondemand.prefetched_large(loaded, loaded.tree.nodes["last"]), "it is over"
+        assert not await ondemand.streams.prefetched_large(loaded, loaded.tree.nodes["last"]), "it is over"
 
     node.run(scenario)
     assert node.blob.asked == []
