@@ -136,9 +136,14 @@ def _fill(top: int, layer: str, tree: LayerTree, processes: int) -> None:
             directories[path] = []
         elif node.xattrs:
             odd = True
-    for path in directories:
-        if path:
-            os.mkdir(path, 0o700, dir_fd=top)
+    if _lists_newest_first(top):
+        # Whoever walks the tree then reads the files in the order in which they lie on the disk.
+        for nodes in directories.values():
+            nodes.reverse()
+    for nodes in directories.values():
+        for node in nodes:
+            if node.kind is Kind.DIRECTORY:
+                os.mkdir(node.path, 0o700, dir_fd=top)
     # Which xattr a tmpfs has refused is only told in this process.
     shares = _shares(directories, 1 if odd or len(tree.nodes) < _LARGE else processes)
     prefix = f"/{layer}/fs/".encode()
@@ -151,6 +156,17 @@ def _fill(top: int, layer: str, tree: LayerTree, processes: int) -> None:
     # A directory's attributes last: making its children would have changed its mtime.
     for path in directories:
         _dress_directory(top, tree.nodes[path])
+
+
+def _lists_newest_first(top: int) -> bool:
+    """Whether this kernel's tmpfs lists a directory from its newest entry to its oldest; some do the reverse."""
+    names = [".older", ".newer"]
+    for name in names:
+        os.mkdir(name, dir_fd=top)
+    listed = os.listdir(top)
+    for name in names:
+        os.rmdir(name, dir_fd=top)
+    return listed.index(".newer") < listed.index(".older")
 
 
 def _shares(directories: dict[str, list[Node]], count: int) -> list[dict[str, list[Node]]]:

@@ -82,6 +82,13 @@ def test_opaque_directories_say_so_and_no_other(target: str) -> None:
     assert os.listxattr(os.path.join(target, "b")) == []
 
 
+def test_a_directory_lists_its_files_in_the_order_of_the_layer(target: str) -> None:
+    names = [f"{number * 7 % 50}" for number in range(50)]
+    build_meta(tree(directory("a"), *(file(f"a/{name}") for name in names)), target, layer="key")
+    assert os.listdir(os.path.join(target, "a")) == names
+    assert os.listdir(target) == ["a"]
+
+
 def test_special_files(target: str) -> None:
     link = symlink("link", "/nowhere/at/all")
     link.uid, link.gid, link.mtime = 7, 8, 99
