@@ -39,12 +39,9 @@ class Field(enum.IntEnum):
 
 
 class Progress:
-    """The counters of one layer; `path` is created if it does not exist.
+    """The counters of one layer; `path` is created if it does not exist."""
 
-    Without a path they are those of a process and of what is forked off it.
-    """
-
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str) -> None:
         self._values = shared_words(FIELDS, path)
 
     def __getitem__(self, field: Field) -> int:

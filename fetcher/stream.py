@@ -2,10 +2,10 @@
 
 One sequential read a span: compressed blocks in, members inflated, pieces
 verified, files linked in. Large members may be inflated and written in threads,
-which a single large file needs to come as fast as the link brings it. Meant for
-a process of its own (the work between two reads is CPU-bound and blocks the
-loop); safe beside on-demand fetches of the same layer, since the first writer of
-a file wins.
+which a single large file needs to come as fast as the link brings it, small ones
+by another process. Meant for a process of its own (the work between two reads is
+CPU-bound and blocks the loop); safe beside on-demand fetches of the same layer,
+since the first writer of a file wins.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from fetcher.errors import FormatError, VerificationError
-from fetcher.inflate import MemberInflater, inflate
+from fetcher.inflate import MemberInflater
 from fetcher.nodes import Chunk, Member, Node
-from fetcher.pieces import mismatch, verified_piece
-from fetcher.plain import PlainFile, PlainLayer
+from fetcher.pieces import mismatch
+from fetcher.placing import WHOLE_OUTPUT, Piece, Writing, damage, place, wanted_output
+from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
 
 if TYPE_CHECKING:  # what streams need not be a registry: do not load its client here
@@ -31,11 +32,10 @@ if TYPE_CHECKING:  # what streams need not be a registry: do not load its client
 
 WHOLE_MEMBER: Final = 8 << 20
 """Members up to this many compressed bytes are inflated in one go; larger ones as they arrive."""
-WHOLE_OUTPUT: Final = 32 << 20
-"""Only members of which no more than this is wanted are: of zeros, 8 MiB inflate to 8 GiB."""
 _GAP: Final = 1 << 20
 """Bytes that are here already are fetched again rather than cost a request, up to this many."""
 _RATE_SECONDS: Final = 0.2
+_LOOK_SECONDS: Final = 0.02
 _LARGE: Final = 1 << 20
 """Bytes of output that are worth being handed to a thread."""
 _MOST_WAITING: Final = 2
@@ -83,37 +83,49 @@ def missing_spans(plain: PlainLayer, start: int, end: int) -> list[Span]:
     return spans
 
 
-@dataclass(slots=True)
-class _Writing:
-    """A file of several chunks, and how many bytes of it have still to be written."""
+class Placing(Protocol):
+    """What is placed elsewhere; Futures are."""
 
-    file: PlainFile
-    missing: int
+    def done(self) -> bool:
+        """Whether it is over."""
+
+    def result(self) -> int:
+        """Wait until it is; how many files are new with it. Raises FetchError."""
 
 
-class _Piece(NamedTuple):
-    """A chunk that is wanted of a member; `writing` is None for a file of one chunk."""
+class Batch(Placing, Protocol):
+    """Neighbours that another process places."""
 
-    node: Node
-    chunk: Chunk
-    writing: _Writing | None
+    def add(self, member: Member, data: bytes | memoryview) -> None:
+        """Take a member's compressed bytes; once for each that the placer gave this batch for."""
+
+
+class Placer(Protocol):
+    """A process that places members."""
+
+    def batch(self, member: Member) -> Batch | None:
+        """Where to add `member`; None if it is better placed here."""
+
+    def flush(self) -> None:
+        """Have it place what was added, though it could take more."""
+
+    def drop(self) -> None:
+        """Forget all batches, when none of them is being placed any more."""
 
 
 class _UnderWay(NamedTuple):
-    """A member that has come; `placing` gives how many files are new with it, None if that is over."""
+    """A member that has come; `placing` is None if it is placed, or with the one before it."""
 
     member: Member
-    pieces: Sequence[_Piece]
-    placing: Future[int] | None
-
-
-def _damage(member: Member, error: FormatError) -> VerificationError:
-    path = member.pieces[0][0].path
-    return VerificationError(f"{path!r}: the layer is damaged at byte {member.offset}: {error}")
+    pieces: Sequence[Piece]
+    placing: Placing | None
 
 
 class LayerStream:
-    """Writes spans of one layer; one at a time. Members of 1 MiB and more in up to `threads` threads."""
+    """Writes spans of one layer; one at a time. Members of 1 MiB and more in up to `threads` threads.
+
+    What `placer` takes while this process cannot keep up with what comes, it places.
+    """
 
     def __init__(
         self,
@@ -124,6 +136,7 @@ class LayerStream:
         counter: Field,
         pause: Pause,
         threads: int = 0,
+        placer: Placer | None = None,
     ) -> None:
         self._blob = blob
         self._plain = plain
@@ -132,10 +145,13 @@ class LayerStream:
         self._pause = pause
         self._count = threads
         self._threads: ThreadPoolExecutor | None = None
+        self._placer = placer
+        self._most_placing = threads + (_MOST_WAITING if placer is None else 2 * _MOST_WAITING)
         self._under_way: deque[_UnderWay] = deque()
         self._placing = 0
-        """How many of these are in a thread, or wait for one."""
-        self._open: dict[int, _Writing] = {}
+        """How many of these are placed elsewhere, or wait for it."""
+        self._last_batch: Batch | None = None
+        self._open: dict[int, Writing] = {}
         self._end = 0
         self._measured = 0
         self._since = time.monotonic()
@@ -158,6 +174,8 @@ class LayerStream:
             self._progress[Field.STOP] = 0
             if self._threads is not None:
                 self._threads.shutdown(cancel_futures=True)
+            if self._placer is not None:
+                self._placer.drop()
             self._under_way.clear()
             self._placing = 0
             for writing in self._open.values():
@@ -172,30 +190,45 @@ class LayerStream:
                 try:
                     await self._member(member, reader)
                 except FormatError as error:
-                    raise _damage(member, error) from error
-                self._settle(self._count + _MOST_WAITING)
+                    raise damage(member, error) from error
+                self._settle(self._most_placing)
             self._settle(0)
 
     async def _member(self, member: Member, reader: _SpanReader) -> None:
         size = member.end - member.offset
-        chunk = member.pieces[-1][1]
-        wanted = chunk.inner_offset + chunk.size
+        wanted = wanted_output(member)
         if size > WHOLE_MEMBER or wanted > WHOLE_OUTPUT:
             await self._stream_member(member, wanted, reader)
             self._under_way.append(_UnderWay(member, (), None))
             return
+        batch = self._batch(member, reader)
         data = await reader.take(size)
+        if batch is not None:
+            begins = batch is not self._last_batch
+            batch.add(member, data)
+            self._last_batch = batch
+            self._placing += begins
+            self._under_way.append(_UnderWay(member, (), batch if begins else None))
+            return
         pieces = self._wanted(member)
         if self._threads is not None and wanted >= _LARGE:
             self._placing += 1
-            placing = self._threads.submit(self._place, data, wanted, pieces)
+            placing = self._threads.submit(place, self._plain, member, data, pieces)
             self._under_way.append(_UnderWay(member, pieces, placing))
         else:
-            self._written(self._place(data, wanted, pieces))
+            self._written(place(self._plain, member, data, pieces))
             self._under_way.append(_UnderWay(member, pieces, None))
 
+    def _batch(self, member: Member, reader: _SpanReader) -> Batch | None:
+        if self._placer is None:
+            return None
+        if reader.keeps_up():
+            self._placer.flush()
+            return None
+        return self._placer.batch(member)
+
     def _settle(self, most: int) -> None:
-        """Finish what is over, in the blob's order, and wait until no more than `most` are in threads.
+        """Finish what is over, in the blob's order, and wait until no more than `most` are placed elsewhere.
 
         Blocks: the loop has nothing else to do that could not wait for a member. Raises FetchError.
         """
@@ -204,10 +237,7 @@ class LayerStream:
             if first.placing is not None:
                 if self._placing <= most and not first.placing.done():
                     return
-                try:
-                    self._written(first.placing.result())
-                except FormatError as error:
-                    raise _damage(first.member, error) from error
+                self._written(first.placing.result())
                 self._placing -= 1
             self._under_way.popleft()
             for piece in first.pieces:
@@ -216,29 +246,17 @@ class LayerStream:
             self._progress[Field.POSITION] = first.member.end
             self._progress.add(Field.BYTES_DONE, first.member.end - first.member.offset)
 
-    def _wanted(self, member: Member) -> list[_Piece]:
+    def _wanted(self, member: Member) -> list[Piece]:
         # Of one file alone it is known to be missing, or was when the span began: its writer looks again.
         shared = len(member.pieces) > 1
         pieces = []
         for node, chunk in member.pieces:
             if len(node.chunks) == 1:
                 if not (shared and self._plain.has(node)):
-                    pieces.append(_Piece(node, chunk, None))
+                    pieces.append(Piece(node, chunk, None))
             elif (writing := self._file(node, chunk)) is not None:
-                pieces.append(_Piece(node, chunk, writing))
+                pieces.append(Piece(node, chunk, writing))
         return pieces
-
-    def _place(self, data: bytes | memoryview, wanted: int, pieces: Sequence[_Piece]) -> int:
-        """Inflate a member, verify and write its pieces; how many files are new with it. In any thread."""
-        output = inflate(data, wanted)
-        new = 0
-        for piece in pieces:
-            verified = verified_piece(output, piece.node, piece.chunk)
-            if piece.writing is not None:
-                piece.writing.file.write(verified, piece.chunk.file_offset)
-            elif self._plain.write(piece.node, verified):
-                new += 1
-        return new
 
     async def _arrived(self, count: int) -> None:
         self._progress.add(self._counter, count)
@@ -249,17 +267,17 @@ class LayerStream:
             self._measured, self._since = 0, now
         await self._pause(count)
 
-    def _file(self, node: Node, chunk: Chunk) -> _Writing | None:
+    def _file(self, node: Node, chunk: Chunk) -> Writing | None:
         """The file being written that `chunk` belongs to; None if it is not wanted, or not in this run."""
         writing = self._open.get(id(node))
         if writing is not None or chunk.file_offset or node.chunks[-1].offset >= self._end:
             return writing
         if self._plain.has(node):
             return None
-        writing = self._open[id(node)] = _Writing(self._plain.create(node), node.size)
+        writing = self._open[id(node)] = Writing(self._plain.create(node), node.size)
         return writing
 
-    def _took(self, writing: _Writing, chunk: Chunk) -> None:
+    def _took(self, writing: Writing, chunk: Chunk) -> None:
         """`chunk` was verified and written; with the last one the file is here."""
         writing.missing -= chunk.size
         if writing.missing == 0:
@@ -295,7 +313,7 @@ class _PieceSink:
     def _begin(self) -> None:
         self._current = next(self._pieces, None)
         self._digest = hashlib.sha256()
-        self._writing: _Writing | None = None
+        self._writing: Writing | None = None
         if self._current is not None:
             self._writing = self._stream._file(*self._current)
 
@@ -335,12 +353,25 @@ class _SpanReader:
         self._arrived = arrived
         self._position = position
         self._view = memoryview(b"")
+        self._waited = 0.0
+        self._since = time.monotonic()
+        self._keeps_up = True
+
+    def keeps_up(self) -> bool:
+        """Whether of late more time went by waiting for blocks than with what they hold."""
+        passed = time.monotonic() - self._since
+        if passed > _LOOK_SECONDS:
+            self._keeps_up = self._waited > passed / 2
+            self._waited, self._since = 0.0, self._since + passed
+        return self._keeps_up
 
     async def _more(self) -> None:
+        since = time.monotonic()
         block = await anext(self._blocks, None)
         if block is None:
             raise FormatError(f"it ends at byte {self._position}")
         await self._arrived(len(block))
+        self._waited += time.monotonic() - since
         self._view = memoryview(block)
 
     async def skip_to(self, offset: int) -> None:

@@ -8,14 +8,12 @@ import os
 _SIZE = 8
 
 
-def shared_words(count: int, path: str | None = None) -> memoryview[int]:
-    """`count` numbers in the file `path`, made if it is not there; without one, for what is forked off us.
+def shared_words(count: int, path: str) -> memoryview[int]:
+    """`count` numbers in the file `path`, made if it is not there.
 
     Each assignment is one store; struct.pack_into clears the bytes first, and a reader may see that.
     Raises OSError.
     """
-    if path is None:
-        return memoryview(mmap.mmap(-1, count * _SIZE)).cast("Q")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         # Not ftruncate: a write to a mapped hole is a SIGBUS where the disk is full.

@@ -159,7 +159,7 @@ def _fill(top: int, layer: str, tree: LayerTree, processes: int) -> None:
 
 
 def _lists_newest_first(top: int) -> bool:
-    """Whether this kernel's tmpfs lists a directory from its newest entry to its oldest; some do the reverse."""
+    """Whether a tmpfs lists a newer entry before an older one; with some kernels it does not."""
     names = [".older", ".newer"]
     for name in names:
         os.mkdir(name, dir_fd=top)

@@ -18,8 +18,9 @@ import anyio
 from fetcher.inflate import inflate
 from fetcher.nodes import Member, Node
 from fetcher.pieces import verified_piece
+from fetcher.placing import WHOLE_OUTPUT
 from fetcher.plain import PlainLayer
-from fetcher.stream import WHOLE_MEMBER, WHOLE_OUTPUT
+from fetcher.stream import WHOLE_MEMBER
 
 LEAST: Final = 64 << 10
 """Bytes behind a missed file that are asked for at least: they cost next to nothing on any link."""

@@ -10,7 +10,7 @@ reports over its pipe and stops when the pipe closes, so it does not outlive
       |  <---- Ready -----  |   META stands: the layer can be mounted. A process of its own makes it meanwhile
       |  <-- Prefetched --  |   [0, landmark) is here
       |  ---- Continue -->  |   (or Stop: give the processor to another layer's prefetch). Of a large layer
-      |                     |   a process of its own brings half
+      |                     |   a process of its own places small files
       |  <----- Here -----  |   every file is here: containers can have the plain directory
       |  <--- Complete ---  |   it is on disk, and the completion mark stands
       |  <---- Failed ----  |   instead of any of the above
@@ -22,8 +22,6 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Callable
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final
 
@@ -41,7 +39,6 @@ from fetcher.stream import LayerStream, Pause, missing_spans
 from fetcher.tree import LayerTree
 from mounter.errors import MounterError
 from mounter.forks import set_title
-from snapshotter.worker_half import SecondHalf, middle
 from snapshotter.worker_messages import (
     Complete,
     Failed,
@@ -56,7 +53,8 @@ from snapshotter.worker_messages import (
     failed,
 )
 from snapshotter.worker_meta import MetaFailed, MetaMaking
-from snapshotter.worker_pace import Limits, Pace
+from snapshotter.worker_pace import Pace
+from snapshotter.worker_placer import ProcessPlacer, is_worth_two
 
 log = get_logger("layergate.worker")
 
@@ -65,8 +63,8 @@ _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
 """Bytes of socket buffer a background stream may fill while it yields to foreground work."""
 _WAIT_SECONDS = 0.05
-_PREFETCH_THREADS: Final = 2
-"""For large files of the prefetch range, as a container waits for them; the rest has a second process."""
+_THREADS: Final = 2
+"""For large members of the prefetch range, which a container waits for, and of layers worth two processes."""
 _LOOKED_UP: Final = ("etc/passwd", "etc/group")
 _LOOKED_UP_SPAN: Final = 256 << 10
 """Compressed bytes between them that cost less than a request."""
@@ -120,7 +118,7 @@ class _Worker:
         """What is in fs/ may be shown: it was written since the machine started, or verified."""
         self._prefetched = False
         self._streaming = False
-        self._limits = Limits()
+        self._pace: Pace
 
     def work(self) -> None:
         """Do the task, in parts; processes are forked between these, where no event loop is.
@@ -160,6 +158,7 @@ class _Worker:
         tree = self._tree = store.tree(task.layer)
         self._plain = PlainLayer(store.fs(task.layer), tree)
         self._progress = store.progress(task.layer)
+        self._pace = Pace(task.root, listen=self._listen)
         self._progress[Field.PREFETCH_END] = _first_spans(tree)[-1][1] if tree.landmark else 0
         self._progress[Field.FILES_TOTAL] = sum(1 for _ in tree.regular_files())
         store.keep_shape(task.layer, tree)
@@ -241,43 +240,20 @@ class _Worker:
         if not self._streaming:
             self._obey()
         _set_nice(_BACKGROUND_NICE)
-        pace = self._pace(self._listen)
         # A look at every file is work, too, and a container may be about to start.
-        anyio.run(pace.keep, 0)
+        anyio.run(self._pace.keep, 0)
         self._plain.make_directories()
-        divide = middle(_count(self._plain, self._progress))
-        end = self._tree.end
-        if divide is None:
-            anyio.run(self._bring_span, 0, end, pace)
+        if not is_worth_two(_count(self._plain, self._progress)):
+            anyio.run(self._bring_all, None)
             return
-        other = SecondHalf(self._task.layer, partial(self._bring_second_half, divide, end))
-        with contextlib.closing(other):
-            anyio.run(self._bring_beside, other, divide, end)
+        with contextlib.closing(ProcessPlacer(self._task.layer, self._plain)) as placer:
+            anyio.run(self._bring_all, placer)
 
-    async def _bring_beside(self, other: SecondHalf, divide: int, end: int) -> None:
-        """Bring the first half, while another process brings the second one, and what that did not bring."""
-
-        def listen() -> None:
-            self._listen()
-            other.count(self._progress)
-
-        await self._bring_span(0, divide, self._pace(listen, share=2))
-        brought = await other.ended(listen)
-        other.count(self._progress)
-        if not brought:
-            await self._bring_span(divide, end, self._pace(self._listen))
-
-    async def _bring_second_half(self, start: int, end: int, progress: Progress) -> None:
-        """In a process of its own."""
-        self._progress = progress
-        await self._bring_span(start, end, self._pace(_hear_nothing, share=2))
-
-    async def _bring_span(self, start: int, end: int, pace: Pace) -> None:
+    async def _bring_all(self, placer: ProcessPlacer | None) -> None:
         async with self._sources() as sources:
-            await self._stream(sources, Field.FETCHED_BACKGROUND, start, end, pace.keep)
-
-    def _pace(self, listen: Callable[[], None], *, share: int = 1) -> Pace:
-        return Pace(self._task.root, self._limits, listen=listen, share=share)
+            await self._stream(
+                sources, Field.FETCHED_BACKGROUND, 0, self._tree.end, self._pace.keep, placer=placer
+            )
 
     def _sources(self) -> BlobSources:
         def count_request(_kind: str) -> None:
@@ -285,7 +261,15 @@ class _Worker:
 
         return BlobSources(self._task.registry, receive_buffer=_RECEIVE_BUFFER, on_request=count_request)
 
-    async def _stream(self, sources: BlobSources, counter: Field, start: int, end: int, pause: Pause) -> None:
+    async def _stream(
+        self,
+        sources: BlobSources,
+        counter: Field,
+        start: int,
+        end: int,
+        pause: Pause,
+        placer: ProcessPlacer | None = None,
+    ) -> None:
         """Bring [start, end) from the first source that can; raises what the last one failed with."""
         record = self._store.record(self._task.layer)
         failure: FetchError | None = None
@@ -295,9 +279,14 @@ class _Worker:
                 continue
             try:
                 blob = await sources.blob(source, record)
-                threads = _PREFETCH_THREADS if counter is Field.FETCHED_PREFETCH else 0
                 stream = LayerStream(
-                    blob, self._plain, self._progress, counter=counter, pause=pause, threads=threads
+                    blob,
+                    self._plain,
+                    self._progress,
+                    counter=counter,
+                    pause=pause,
+                    threads=_THREADS if placer or counter is Field.FETCHED_PREFETCH else 0,
+                    placer=placer,
                 )
                 await stream.run(start, end)
             except FetchError as error:
@@ -318,7 +307,7 @@ class _Worker:
         if isinstance(order, Stop):
             raise _Stopped
         self._streaming = True
-        self._limits.set(order.bytes_per_second, order.min_free)
+        self._pace.limit(rate=order.bytes_per_second, min_free=order.min_free)
 
     def _listen(self) -> None:
         """Take the orders that are there; raises as `_obey`."""
@@ -353,10 +342,6 @@ def _first_spans(tree: LayerTree) -> list[tuple[int, int]]:
 
 async def _go_on(_count: int) -> None:
     """The pause of a prefetch: none."""
-
-
-def _hear_nothing() -> None:
-    """Orders come to the process that forked this one."""
 
 
 def _count(plain: PlainLayer, progress: Progress) -> list[Member]:

@@ -13,7 +13,7 @@ import anyio.lowlevel
 from fetcher.footer import parse_footer
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
-from fetcher.stream import LayerStream, Pause
+from fetcher.stream import LayerStream, Pause, Placer
 from fetcher.toc import parse_toc
 from fetcher.tree import build_tree
 from tests.estargz import Entry, Layer, file
@@ -60,7 +60,13 @@ class StreamedLayer:
         self.blob = MemoryBlob(layer.blob, blocks=blocks, ends_at=ends_at, on_block=on_block)
 
     async def run(
-        self, start: int = 0, end: int | None = None, *, pause: Pause = go_on, threads: int = 0
+        self,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        pause: Pause = go_on,
+        threads: int = 0,
+        placer: Placer | None = None,
     ) -> None:
         """Stream what is missing of [start, end), which is the whole layer if left out."""
         stream = LayerStream(
@@ -70,6 +76,7 @@ class StreamedLayer:
             counter=Field.FETCHED_BACKGROUND,
             pause=pause,
             threads=threads,
+            placer=placer,
         )
         await stream.run(start, self.toc_offset if end is None else end)
 

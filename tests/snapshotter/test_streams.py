@@ -336,16 +336,16 @@ async def test_a_stream_waits_by_itself_while_too_little_is_free(node: _Node) ->
 
 
 def _large(count: int = _MANY) -> Layer:
-    """A layer that two processes stream."""
+    """A layer that two processes place."""
     return build([dir("d/"), *(file(f"d/{number:04}", b"%d" % number * 9) for number in range(count))])
 
 
-def _second_halves(layer: str) -> list[int]:
-    """The processes that stream the second half of a layer."""
+def _placers(layer: str) -> list[int]:
+    """The processes that place what a layer's worker receives."""
     found = []
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError, ValueError):
-            if f"worker {layer}, second half" in Path("/proc", name, "cmdline").read_text():
+            if f"worker {layer}, placer" in Path("/proc", name, "cmdline").read_text():
                 found.append(int(name))
     return found
 
@@ -355,17 +355,16 @@ def _are_all_here(node: _Node, layer: str, count: int = _MANY) -> bool:
     return all((fs / f"{number:04}").read_bytes() == b"%d" % number * 9 for number in range(count))
 
 
-async def test_a_large_layer_is_streamed_by_two_processes(node: _Node) -> None:
+async def test_a_large_layer_is_placed_by_two_processes(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1))
     layer = await node.open(_large(), "image")
     progress = node.store.progress(layer)
     async with node.streams() as streams:
         streams.want(layer)
-        await _until(lambda: len(_second_halves(layer)) == 1)
-        assert progress[Field.STOP] < progress[Field.BYTES_TOTAL] * 0.6, "the first has the first half"
-        streams.configure(Config())  # both go on at full speed
+        await _until(lambda: len(_placers(layer)) == 1)
+        streams.configure(Config())
         await _until(lambda: node.completed == [layer])
-        assert _second_halves(layer) == []
+        assert _placers(layer) == []
     assert _are_all_here(node, layer)
     assert progress[Field.FILES_DONE] == progress[Field.FILES_TOTAL] == _MANY
     assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
@@ -373,24 +372,24 @@ async def test_a_large_layer_is_streamed_by_two_processes(node: _Node) -> None:
     assert progress[Field.FETCHED_BACKGROUND] == tree.end - tree.members[0].offset, "no byte twice"
 
 
-async def test_the_second_process_ends_with_the_first(node: _Node) -> None:
+async def test_the_placer_ends_with_its_worker(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1))
     layer = await node.open(_large(), "image")
     async with node.streams() as streams:
         streams.want(layer)
-        await _until(lambda: len(_second_halves(layer)) == 1)
+        await _until(lambda: len(_placers(layer)) == 1)
         await streams.drop([layer])
-        assert _second_halves(layer) == []
+        assert _placers(layer) == []
     assert not node.store.is_complete(layer)
 
 
-async def test_what_a_killed_second_process_leaves_is_brought_by_the_first(node: _Node) -> None:
+async def test_without_its_placer_a_worker_places_all(node: _Node) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1))
     layer = await node.open(_large(), "image")
     async with node.streams() as streams:
         streams.want(layer)
-        await _until(lambda: len(_second_halves(layer)) == 1)
-        os.kill(_second_halves(layer)[0], signal.SIGKILL)
+        await _until(lambda: len(_placers(layer)) == 1)
+        os.kill(_placers(layer)[0], signal.SIGKILL)
         streams.configure(Config())
         await _until(lambda: node.completed == [layer])
     assert _are_all_here(node, layer)
@@ -398,7 +397,7 @@ async def test_what_a_killed_second_process_leaves_is_brought_by_the_first(node:
     assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
 
 
-async def test_wrong_bytes_in_the_second_half_fail_the_layer(node: _Node) -> None:
+async def test_wrong_bytes_in_a_large_layer_fail_it(node: _Node) -> None:
     good = _large()
     layer = await node.open(good, "image")
     member = node.store.tree(layer).members[-5]
@@ -413,9 +412,7 @@ async def test_wrong_bytes_in_the_second_half_fail_the_layer(node: _Node) -> Non
     assert not _is_here(node, layer, member.pieces[0][0].path)
 
 
-async def test_both_processes_keep_to_one_rate(node: _Node) -> None:
-    # Blocks of a file are as large as half the layer: each process is through with its first one at once, and
-    # then waits for the time that both take at this rate.
+async def test_a_large_layer_keeps_to_the_rate(node: _Node) -> None:
     layer = await node.open(_large(), "image")
     end = node.store.tree(layer).end
     node.config = Config(stream=StreamConfig(bytes_per_second=end // 2, parallel_layers=1))
