@@ -20,7 +20,7 @@ from scripts.benchmark.misses import LargeRead, Opens, largest_file, small_files
 from scripts.benchmark.peer import configuration, fetched_layers
 from scripts.benchmark.plots import phase_lengths, write_plots
 from scripts.benchmark.pulls import Pull, Sample, sample_at, timeline
-from scripts.benchmark.reads import LAZY, OVERLAYFS, SWAPPED, Reading
+from scripts.benchmark.reads import LAZY, OVERLAYFS, PEER, SWAPPED, Reading
 from scripts.benchmark.report import markdown
 from scripts.benchmark.results import (
     ESTARGZ,
@@ -173,6 +173,13 @@ def test_reads_have_other_goals_on_a_lazy_lower_than_after_the_swap() -> None:
     rows = tables(results())["Reading what is here"]
     assert [one.met for one in rows] == [True, True, True, False]
     assert rows[0].goal == "1.00 ± 0.10"
+
+
+def test_what_the_peer_takes_to_read_is_told_without_a_goal() -> None:
+    ground = {OVERLAYFS: [1.0], SWAPPED: [1.0], LAZY: [1.0], PEER: [3.0]}
+    one = Results("0.0", HOST, reads=[Reading("python", "stat", "warm", 10, 100, ground)])
+    found = row(tables(one)["Reading what is here"], "on the peer")
+    assert (found.measured, found.met) == ("3.00 (3.000 s, 1.000 s)", None)
 
 
 def test_opens_of_all_runs_are_one_distribution_over_round_trip_and_transfer() -> None:

@@ -108,7 +108,7 @@ def full(
             return
         if "reads" in wanted:
             for image in one.images.values():
-                one.reads(image, results, runs)
+                one.reads(image, results, runs, shlex.split(peer))
                 save()
         if "memory" in wanted:
             one.memory(results)

@@ -13,7 +13,7 @@ from scripts.benchmark.growth import Crowd, Growth
 from scripts.benchmark.link import Measured
 from scripts.benchmark.misses import LargeRead, Opens
 from scripts.benchmark.pulls import Pull
-from scripts.benchmark.reads import LAZY, OVERLAYFS, SWAPPED, Reading
+from scripts.benchmark.reads import LAZY, OVERLAYFS, PEER, SWAPPED, Reading
 from scripts.benchmark.results import (
     ESTARGZ,
     OPTIMIZED,
@@ -225,6 +225,10 @@ def _readings(reading: Reading) -> list[Row]:
         wanted = f"1.00 ± {noise:.2f}" if ground == SWAPPED else f"<= {goal}"
         measured = f"{ours / native:.2f} ({ours:.3f} s, {native:.3f} s)"
         rows.append(Row(what, wanted, measured, ours / native <= goal))
+    if PEER in reading.seconds:
+        theirs = median(reading.seconds[PEER])
+        what = f"{reading.image}: {reading.kind} of the whole tree, {reading.cache}, on the peer"
+        rows.append(Row(what, "", f"{theirs / native:.2f} ({theirs:.3f} s, {native:.3f} s)", None))
     return rows
 
 

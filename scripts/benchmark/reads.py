@@ -1,11 +1,12 @@
-"""Reading the whole tree in a container, on a lazy lower and after the swap, against overlayfs in one run."""
+"""Reading a whole tree in a container: on a lazy lower, after the swap, on the peer; against overlayfs."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Final
 
-from scripts.benchmark.engines import Lazy, NotNative, Overlayfs
+from scripts.benchmark.engines import Engine, Lazy, NotNative, Overlayfs
 from scripts.benchmark.host import compiled, drop_page_cache
 from scripts.benchmark.registry import PushedImage
 from tests.integration.harness import call
@@ -13,6 +14,7 @@ from tests.integration.harness import call
 OVERLAYFS: Final = "overlayfs"
 LAZY: Final = "lazy lower"
 SWAPPED: Final = "swapped"
+PEER: Final = "peer"
 
 _WALKS: Final = (("stat", "warm"), ("stat", "cold"), ("read", "warm"), ("read", "cold"))
 
@@ -32,9 +34,16 @@ class Reading:
 
 
 def compare_reads(
-    name: str, engine: Lazy, image: PushedImage, plain: PushedImage, work: str, *, passes: int
+    name: str,
+    engine: Lazy,
+    image: PushedImage,
+    plain: PushedImage,
+    work: str,
+    *,
+    passes: int,
+    peer: Engine | None = None,
 ) -> list[Reading]:
-    """Pull both into one containerd, and walk the tree of three containers in turn.
+    """Pull both into one containerd, and walk the tree of three containers in turn, and of one of the peer's.
 
     One was started before everything was here and stands on a lazy lower still, one after the swap. `plain`
     goes onto overlayfs: it has the same tree, while an eStargz form unpacked has its table of contents and
@@ -43,16 +52,23 @@ def compare_reads(
     containerd = engine.containerd
     call(Overlayfs(containerd, engine.group).pull_command(plain.reference), timeout=900)
     call(engine.pull_command(image.reference))
+    if peer is not None:
+        call(peer.pull_command(image.reference))
     program = compiled("readtree", work)
     with containerd.container(image.reference, snapshotter=engine.snapshotter) as early:
         engine.wait_until_on_disk(image)
         with (
             containerd.container(plain.reference) as native,
             containerd.container(image.reference, snapshotter=engine.snapshotter) as late,
+            contextlib.ExitStack() as stack,
         ):
             if engine.is_native(early) or not engine.is_native(late):
                 raise NotNative("the containers do not stand on what they were to be compared on")
             roots = {OVERLAYFS: native.root, LAZY: early.root, SWAPPED: late.root}
+            if peer is not None:
+                container = peer.containerd.container(image.reference, snapshotter=peer.snapshotter)
+                roots[PEER] = stack.enter_context(container).root
+                peer.wait_until_complete(image)
             return [_compare(name, program, kind, cache, roots, passes) for kind, cache in _WALKS]
 
 

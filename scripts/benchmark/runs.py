@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -96,12 +97,25 @@ class Bench:
                 watch_memory=watch_memory,
             )
 
-    def reads(self, image: Pushed, results: Results, runs: int) -> None:
-        """Walks on a lazy lower, after the swap, and on overlayfs."""
+    def reads(self, image: Pushed, results: Results, runs: int, peer_program: Sequence[str] = ()) -> None:
+        """Walks on a lazy lower, after the swap, on overlayfs, and on the peer once it has everything."""
         forms, name = image.forms, image.recipe.name
-        with self._lazy() as engine:
+        with self._fresh() as directory, ExitStack() as stack:
+            engine = stack.enter_context(engines.lazy(directory))
+            other: Engine | None = None
+            if peer_program:
+                os.mkdir(f"{directory}/peer")
+                other = stack.enter_context(peer(f"{directory}/peer", peer_program))
             results.reads.extend(
-                compare_reads(name, engine, forms["optimized"], forms["plain"], self.work, passes=runs + 2)
+                compare_reads(
+                    name,
+                    engine,
+                    forms["optimized"],
+                    forms["plain"],
+                    self.work,
+                    passes=runs + 2,
+                    peer=other,
+                )
             )
         self.say(f"{name}: read")
 
