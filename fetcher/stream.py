@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -26,6 +26,7 @@ from fetcher.pieces import mismatch
 from fetcher.placing import WHOLE_OUTPUT, Piece, Writing, damage, place, wanted_output
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
+from fetcher.span_reader import SpanReader
 
 if TYPE_CHECKING:  # what streams need not be a registry: do not load its client here
     from fetcher.blob import Blob
@@ -35,7 +36,6 @@ WHOLE_MEMBER: Final = 8 << 20
 _GAP: Final = 1 << 20
 """Bytes that are here already are fetched again rather than cost a request, up to this many."""
 _RATE_SECONDS: Final = 0.2
-_LOOK_SECONDS: Final = 0.02
 _LARGE: Final = 1 << 20
 """Bytes of output that are worth being handed to a thread."""
 _MOST_WAITING: Final = 2
@@ -184,7 +184,7 @@ class LayerStream:
 
     async def _run_span(self, span: Span) -> None:
         async with self._blob.stream(span.start, span.end) as blocks:
-            reader = _SpanReader(blocks, span.start, self._arrived)
+            reader = SpanReader(blocks, span.start, self._arrived)
             for member in span.members:
                 await reader.skip_to(member.offset)
                 try:
@@ -194,7 +194,7 @@ class LayerStream:
                 self._settle(self._most_placing)
             self._settle(0)
 
-    async def _member(self, member: Member, reader: _SpanReader) -> None:
+    async def _member(self, member: Member, reader: SpanReader) -> None:
         size = member.end - member.offset
         wanted = wanted_output(member)
         if size > WHOLE_MEMBER or wanted > WHOLE_OUTPUT:
@@ -219,7 +219,7 @@ class LayerStream:
             self._written(place(self._plain, member, data, pieces))
             self._under_way.append(_UnderWay(member, pieces, None))
 
-    def _batch(self, member: Member, reader: _SpanReader) -> Batch | None:
+    def _batch(self, member: Member, reader: SpanReader) -> Batch | None:
         if self._placer is None:
             return None
         if reader.keeps_up():
@@ -290,7 +290,7 @@ class LayerStream:
         if new:
             self._progress.add(Field.FILES_DONE, new)
 
-    async def _stream_member(self, member: Member, wanted: int, reader: _SpanReader) -> None:
+    async def _stream_member(self, member: Member, wanted: int, reader: SpanReader) -> None:
         """Inflate a member as it arrives, keeping nothing of it but the slice at hand."""
         inflater = MemberInflater(wanted)
         sink = _PieceSink(self, iter(member.pieces))
@@ -341,62 +341,3 @@ class _PieceSink:
         if self._current is not None:
             node, chunk = self._current
             raise VerificationError(f"{node.path!r}: the layer ends within its bytes at {chunk.file_offset}")
-
-
-class _SpanReader:
-    """Exact reads from an iterator of blocks; copies only what crosses a block's end."""
-
-    def __init__(
-        self, blocks: AsyncIterator[bytes], position: int, arrived: Callable[[int], Awaitable[None]]
-    ) -> None:
-        self._blocks = blocks
-        self._arrived = arrived
-        self._position = position
-        self._view = memoryview(b"")
-        self._waited = 0.0
-        self._since = time.monotonic()
-        self._keeps_up = True
-
-    def keeps_up(self) -> bool:
-        """Whether of late more time went by waiting for blocks than with what they hold."""
-        passed = time.monotonic() - self._since
-        if passed > _LOOK_SECONDS:
-            self._keeps_up = self._waited > passed / 2
-            self._waited, self._since = 0.0, self._since + passed
-        return self._keeps_up
-
-    async def _more(self) -> None:
-        since = time.monotonic()
-        block = await anext(self._blocks, None)
-        if block is None:
-            raise FormatError(f"it ends at byte {self._position}")
-        await self._arrived(len(block))
-        self._waited += time.monotonic() - since
-        self._view = memoryview(block)
-
-    async def skip_to(self, offset: int) -> None:
-        """Drop everything before `offset` of the blob."""
-        if offset > self._position:
-            async for _ in self.blocks(offset - self._position):
-                pass
-
-    async def take(self, count: int) -> bytes | memoryview:
-        """The next `count` bytes."""
-        if count <= len(self._view):
-            data = self._view[:count]
-            self._view = self._view[count:]
-            self._position += count
-            return data
-        parts = [bytes(block) async for block in self.blocks(count)]
-        return b"".join(parts)
-
-    async def blocks(self, count: int) -> AsyncGenerator[memoryview, None]:
-        """The next `count` bytes, as they come."""
-        while count:
-            if not self._view:
-                await self._more()
-            data = self._view[:count]
-            self._view = self._view[len(data) :]
-            self._position += len(data)
-            count -= len(data)
-            yield data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,16 @@ def test_both_processes_place_and_each_file_once(tmp_path: Path) -> None:
     assert layer.progress[Field.BYTES_DONE] == layer.toc_offset - _offset(layer, 0)
     assert layer.progress[Field.POSITION] == layer.toc_offset
     assert len(layer.blob.requests) == 1
+
+
+def test_who_waits_for_the_link_places_by_itself(tmp_path: Path) -> None:
+    entries = numbered(300)
+    layer = _Streamed(tmp_path, entries)
+    layer.blob = type(layer.blob)(bytes(layer.blob.data), on_block=lambda position: time.sleep(0.03))
+    with _placer(layer) as placer:
+        _stream(layer, placer)
+    assert layer.here() == contents(entries)
+    assert layer.writers()[os.getpid()] > 200
 
 
 def test_neighbours_are_written_at_about_the_same_time(tmp_path: Path) -> None:
