@@ -110,11 +110,12 @@ def test_wrong_bytes_are_refused_and_the_next_source_asked(tmp_path: Path) -> No
     falsified = bytearray(node.blob.data)
 
     async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        chunk = loaded.tree.nodes["pieces"].chunks[3]
+        chunk, last = loaded.tree.nodes["pieces"].chunks[3:]
         falsified[(chunk.offset + chunk.end) // 2] ^= 1
         node.blobs["b"].data = bytes(falsified)
         await ondemand.fetch(loaded, loaded.tree.nodes["pieces"])
-        assert node.blobs["a"].asked == [(chunk.offset, loaded.tree.nodes["pieces"].chunks[-1].end)]
+        # The last chunk is in a thread of its own, and may be here by then.
+        assert node.blobs["a"].asked in ([(chunk.offset, chunk.end)], [(chunk.offset, last.end)])
         await ondemand.fetch(loaded, loaded.tree.nodes["small"])
         assert len(node.blobs["a"].asked) == 2, "the source that served comes first from then on"
 
