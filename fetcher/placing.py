@@ -12,6 +12,8 @@ from fetcher.nodes import Chunk, Member, Node
 from fetcher.pieces import verified_piece
 from fetcher.plain import PlainFile, PlainLayer
 
+WHOLE_MEMBER: Final = 8 << 20
+"""Members up to this many compressed bytes are inflated in one go; larger ones as they arrive."""
 WHOLE_OUTPUT: Final = 32 << 20
 """No more than this of a member is inflated in one go: of zeros, 8 MiB inflate to 8 GiB."""
 
@@ -36,6 +38,11 @@ def wanted_output(member: Member) -> int:
     """How many bytes of a member's output have anything of files in them."""
     chunk = member.pieces[-1][1]
     return chunk.inner_offset + chunk.size
+
+
+def is_small(member: Member) -> bool:
+    """Whether a member may be inflated in one go."""
+    return member.end - member.offset <= WHOLE_MEMBER and wanted_output(member) <= WHOLE_OUTPUT
 
 
 def place(plain: PlainLayer, member: Member, data: bytes | memoryview, pieces: Sequence[Piece]) -> int:

@@ -23,7 +23,7 @@ from fetcher.errors import FormatError, VerificationError
 from fetcher.inflate import MemberInflater
 from fetcher.nodes import Chunk, Member, Node
 from fetcher.pieces import mismatch
-from fetcher.placing import WHOLE_OUTPUT, Piece, Writing, damage, place, wanted_output
+from fetcher.placing import Piece, Writing, damage, is_small, place, wanted_output
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
 from fetcher.span_reader import SpanReader
@@ -31,8 +31,6 @@ from fetcher.span_reader import SpanReader
 if TYPE_CHECKING:  # what streams need not be a registry: do not load its client here
     from fetcher.blob import Blob
 
-WHOLE_MEMBER: Final = 8 << 20
-"""Members up to this many compressed bytes are inflated in one go; larger ones as they arrive."""
 _GAP: Final = 1 << 20
 """Bytes that are here already are fetched again rather than cost a request, up to this many."""
 _RATE_SECONDS: Final = 0.2
@@ -96,8 +94,8 @@ class Placing(Protocol):
 class Batch(Placing, Protocol):
     """Neighbours that another process places."""
 
-    def add(self, member: Member, data: bytes | memoryview) -> None:
-        """Take a member's compressed bytes; once for each that the placer gave this batch for."""
+    def add(self, member: Member, data: bytes | memoryview) -> bool:
+        """Take the bytes of a member that the placer gave this batch for; whether it is the first."""
 
 
 class Placer(Protocol):
@@ -150,7 +148,6 @@ class LayerStream:
         self._under_way: deque[_UnderWay] = deque()
         self._placing = 0
         """How many of these are placed elsewhere, or wait for it."""
-        self._last_batch: Batch | None = None
         self._open: dict[int, Writing] = {}
         self._end = 0
         self._measured = 0
@@ -195,18 +192,15 @@ class LayerStream:
             self._settle(0)
 
     async def _member(self, member: Member, reader: SpanReader) -> None:
-        size = member.end - member.offset
         wanted = wanted_output(member)
-        if size > WHOLE_MEMBER or wanted > WHOLE_OUTPUT:
+        if not is_small(member):
             await self._stream_member(member, wanted, reader)
             self._under_way.append(_UnderWay(member, (), None))
             return
         batch = self._batch(member, reader)
-        data = await reader.take(size)
+        data = await reader.take(member.end - member.offset)
         if batch is not None:
-            begins = batch is not self._last_batch
-            batch.add(member, data)
-            self._last_batch = batch
+            begins = batch.add(member, data)
             self._placing += begins
             self._under_way.append(_UnderWay(member, (), batch if begins else None))
             return

@@ -15,12 +15,9 @@ from typing import Final
 
 import anyio
 
-from fetcher.inflate import inflate
 from fetcher.nodes import Member, Node
-from fetcher.pieces import verified_piece
-from fetcher.placing import WHOLE_OUTPUT
+from fetcher.placing import Piece, is_small, place
 from fetcher.plain import PlainLayer
-from fetcher.stream import WHOLE_MEMBER
 
 LEAST: Final = 64 << 10
 """Bytes behind a missed file that are asked for at least: they cost next to nothing on any link."""
@@ -69,7 +66,7 @@ def neighbourhood(
     last = first
     for index in range(first, len(members)):
         member = members[index]
-        if member.end - start > size or not _is_small(member):
+        if member.end - start > size or not is_small(member):
             break
         if any(is_wanted(node) for node, _ in member.pieces):
             last = index + 1
@@ -81,19 +78,15 @@ def neighbourhood(
 def write(plain: PlainLayer, members: Iterable[tuple[Member, bytes]]) -> int:
     """Write the files of whole compressed members that are not here yet; how many those are.
 
-    Raises FormatError, VerificationError, StoreError.
+    Raises VerificationError, StoreError.
     """
     count = 0
     for member, data in members:
-        wanted = [piece for piece in member.pieces if len(piece[0].chunks) == 1 and not plain.has(piece[0])]
+        wanted = [
+            Piece(node, chunk, None)
+            for node, chunk in member.pieces
+            if len(node.chunks) == 1 and not plain.has(node)
+        ]
         if wanted:
-            output = inflate(data, max(chunk.inner_offset + chunk.size for _, chunk in wanted))
-            for node, chunk in wanted:
-                plain.write(node, verified_piece(output, node, chunk))
-            count += len(wanted)
+            count += place(plain, member, data, wanted)
     return count
-
-
-def _is_small(member: Member) -> bool:
-    chunk = member.pieces[-1][1]
-    return member.end - member.offset <= WHOLE_MEMBER and chunk.inner_offset + chunk.size <= WHOLE_OUTPUT

@@ -18,9 +18,8 @@ from fetcher.errors import FetchError, VerificationError
 from fetcher.inflate import MemberInflater, inflate
 from fetcher.nodes import Chunk, Node
 from fetcher.pieces import mismatch, verified_piece
-from fetcher.placing import WHOLE_OUTPUT
+from fetcher.placing import WHOLE_MEMBER, WHOLE_OUTPUT
 from fetcher.plain import PlainFile, PlainLayer
-from fetcher.stream import WHOLE_MEMBER
 
 
 @dataclass(slots=True)

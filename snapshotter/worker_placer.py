@@ -45,8 +45,7 @@ _FAILED: Final = -1
 
 def is_worth_two(members: Sequence[Member]) -> bool:
     """Whether to have a second process for what is missing. Pure."""
-    cost = sum(member.end - member.offset + _FILE_COST * len(member.pieces) for member in members)
-    return cost >= _LEAST_COST and (os.cpu_count() or 1) > 1
+    return sum(map(_cost, members)) >= _LEAST_COST and (os.cpu_count() or 1) > 1
 
 
 class _Batch:
@@ -69,11 +68,12 @@ class _Batch:
             and _is_suited(member)
         )
 
-    def add(self, member: Member, data: bytes | memoryview) -> None:
+    def add(self, member: Member, data: bytes | memoryview) -> bool:
         self._placer.memory(self.slot)[self.end - self.start : member.end - self.start] = data
         self.members.append(member)
-        self._cost += member.end - member.offset + _FILE_COST * len(member.pieces)
+        self._cost += _cost(member)
         self.end = member.end
+        return len(self.members) == 1
 
     def done(self) -> bool:
         self._placer.hear(wait=False)
@@ -185,6 +185,10 @@ class ProcessPlacer:
         """End it, at once."""
         self._pipe.close()
         self._child.close()
+
+
+def _cost(member: Member) -> int:
+    return member.end - member.offset + _FILE_COST * len(member.pieces)
 
 
 def _is_suited(member: Member) -> bool:

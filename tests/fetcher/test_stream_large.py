@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from fetcher.errors import VerificationError
-from fetcher.placing import WHOLE_OUTPUT
-from fetcher.stream import WHOLE_MEMBER
+from fetcher.placing import WHOLE_MEMBER, WHOLE_OUTPUT
 from fetcher.toc import Toc, TocEntry
 from fetcher.tree import build_tree
 from tests.estargz import (

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fetcher.errors import FetchError, VerificationError
-from fetcher.placing import WHOLE_OUTPUT
+from fetcher.placing import WHOLE_MEMBER, WHOLE_OUTPUT
 from fetcher.progress import Field
-from fetcher.stream import WHOLE_MEMBER
 from tests.estargz import Entry, file, landmark
 from tests.fetcher.streaming import StreamedLayer, contents, noise, numbered
 from tests.zstd_chunked import Variant, build_zstd

@@ -21,6 +21,7 @@ from fetcher.progress import Field
 from fetcher.tree import LayerTree
 from snapshotter.worker_placer import ProcessPlacer, is_worth_two
 from tests.estargz import Entry, build, file
+from tests.fetcher.memory_blob import MemoryBlob
 from tests.fetcher.streaming import StreamedLayer, contents, noise, numbered
 
 _SMALL = 2000
@@ -90,7 +91,7 @@ def test_both_processes_place_and_each_file_once(tmp_path: Path) -> None:
 def test_who_waits_for_the_link_places_by_itself(tmp_path: Path) -> None:
     entries = numbered(300)
     layer = _Streamed(tmp_path, entries)
-    layer.blob = type(layer.blob)(bytes(layer.blob.data), on_block=lambda position: time.sleep(0.03))
+    layer.blob = MemoryBlob(bytes(layer.blob.data), on_block=lambda position: time.sleep(0.03))
     with _placer(layer) as placer:
         _stream(layer, placer)
     assert layer.here() == contents(entries)
@@ -145,7 +146,7 @@ def test_without_the_process_its_worker_places_all(tmp_path: Path, after: int) -
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(placer.pid, signal.SIGKILL)
 
-        layer.blob = type(layer.blob)(bytes(layer.blob.data), on_block=kill)
+        layer.blob = MemoryBlob(bytes(layer.blob.data), on_block=kill)
         _stream(layer, placer)
     assert layer.here() == contents(entries)
 
@@ -182,7 +183,7 @@ def test_a_stream_that_broke_off_can_be_begun_again_with_it(tmp_path: Path) -> N
     whole = layer.blob
     with _placer(layer) as placer:
         for stops in (600, 1200):
-            layer.blob = type(whole)(bytes(whole.data), ends_at=_offset(layer, stops) + 2000)
+            layer.blob = MemoryBlob(bytes(whole.data), ends_at=_offset(layer, stops) + 2000)
             with pytest.raises(FetchError):
                 _stream(layer, placer)
         layer.blob = whole
