@@ -18,7 +18,7 @@ from mounter.lowers import (
     mount_lazy_lower,
     release_lazy_lower,
 )
-from mounter.meta import build_meta, ensure_meta, meta_path, metas, release_meta
+from mounter.meta import MetaForm, ensure_meta, meta_path, metas, release_meta
 from mounter.probe import Check, Mode, Probe
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Directory",
     "LazyLower",
     "Meta",
+    "MetaForm",
     "Mode",
     "MountFailed",
     "MounterError",
@@ -33,7 +34,6 @@ __all__ = [
     "Probe",
     "SteeringAttribute",
     "UnsupportedAttribute",
-    "build_meta",
     "ensure_meta",
     "lazy_id",
     "lazy_lowers",

@@ -5,47 +5,37 @@ the first open: `trusted.overlay.metacopy` (empty) and `trusted.overlay.redirect
 (`/<layer>/fs/<path>`), looked for in the data-only layers of `mounter.lowers`. Empty files are
 plain: there are no bytes to look for.
 
-`ensure_meta` fills a tmpfs that is mounted nowhere yet and attaches it when it is whole. So a META that
-can be seen is complete, and a process that dies half-way leaves nothing. Blocking; 10 us and
-1.35 KB of kernel memory a file: call it from a process that may be busy for a second.
+`ensure_meta` makes a file system that is mounted nowhere yet and attaches it when it is whole. So a META
+that can be seen is complete, and a process that dies half-way leaves nothing: the file of an EROFS image has
+no name. Blocking; 4 us a file, and 20 us where it has to be a tmpfs: call it from a process that may be busy.
 """
 
 from __future__ import annotations
 
-import errno
+import enum
 import os
-import stat
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
-from fetcher.nodes import Kind, Node
 from fetcher.tree import LayerTree
-from mounter.errors import UnsupportedAttribute, mount_failures
-from mounter.forks import Child
+from mounter.erofs import FILE_LIMIT, build_image
+from mounter.errors import mount_failures
 from mounter.lock import locked
+from mounter.meta_tmpfs import detached_meta_tmpfs
 from mounter.mountinfo import is_mount_point
-from mounter.syscalls import attach, detach, detached_tmpfs
+from mounter.syscalls import attach, detach, detached_erofs
 
-_OVERLAY_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
-_METACOPY: Final = "trusted.overlay.metacopy"
-_REDIRECT: Final = "trusted.overlay.redirect"
-_OPAQUE: Final = "trusted.overlay.opaque"
+_SOURCE: Final = "layergate-meta"
 
-_LARGE: Final = 24_000
-"""Entries from which on a second process is worth its fork."""
 
-_TYPES: Final = {
-    Kind.CHARACTER: stat.S_IFCHR,
-    Kind.BLOCK: stat.S_IFBLK,
-    Kind.FIFO: stat.S_IFIFO,
-}
-_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+class MetaForm(enum.Enum):
+    """What META is a file system of; `mounter.probe` finds out which this host can have."""
 
-# nr_inodes=0: the number of files is bounded by the table of contents, which has a limit of its own.
-_TMPFS: Final = {"mode": "0700", "nr_inodes": "0"}
+    EROFS = "erofs"
+    """An image in an unnamed file below `meta/`: memory that the kernel can reclaim, 0.23 KB a file."""
+    TMPFS = "tmpfs"
+    """Kernel memory, 1.35 KB a file."""
 
 
 def meta_path(root: str, layer: str) -> str:
@@ -53,13 +43,18 @@ def meta_path(root: str, layer: str) -> str:
     return os.path.join(root, "meta", layer, "fs")
 
 
-def ensure_meta(root: str, layer: str, tree: LayerTree, *, processes: int = 1) -> str:
+def surely_shown(tree: LayerTree) -> bool:
+    """Whether META of any form can show the layer whole; if not, making it tells."""
+    return not any(node.xattrs or node.size > FILE_LIMIT for node in tree.inodes())
+
+
+def ensure_meta(root: str, layer: str, tree: LayerTree, form: MetaForm, *, processes: int = 1) -> str:
     """Make META of `layer` if it is not there yet, and give its path. Safe against concurrent callers.
 
-    A large one is made by so many `processes`, all but one of which are forked off this one: more than one is
-    for a process with one thread and no event loop.
+    A large tmpfs is made by so many `processes`, all but one of which are forked off this one: more than one
+    is for a process with one thread and no event loop.
 
-    Raises MountFailed, and UnsupportedAttribute if this kernel's tmpfs cannot show the layer whole.
+    Raises MountFailed, and UnsupportedAttribute if META of this form cannot show the layer whole.
     """
     target = os.path.join(root, "meta", layer)
     with mount_failures(f"cannot make META of {layer}", target):
@@ -67,19 +62,26 @@ def ensure_meta(root: str, layer: str, tree: LayerTree, *, processes: int = 1) -
         with locked(f"{target}.lock"):
             if not is_mount_point(target):
                 os.makedirs(target, mode=0o700, exist_ok=True)
-                _mount_meta(target, layer, tree, processes)
+                if form is MetaForm.EROFS:
+                    made = _detached_image(os.path.dirname(target), build_image(tree, layer))
+                else:
+                    made = detached_meta_tmpfs(tree, layer=layer, source=_SOURCE, processes=processes)
+                with made as fd:
+                    attach(fd, target)
     return meta_path(root, layer)
 
 
-def _mount_meta(target: str, layer: str, tree: LayerTree, processes: int) -> None:
-    with detached_tmpfs(source="layergate-meta", options=_TMPFS) as fd:
-        os.mkdir("fs", dir_fd=fd)
-        top = os.open("fs", _DIRECTORY, dir_fd=fd)
-        try:
-            _fill(top, layer, tree, processes)
-        finally:
-            os.close(top)
-        attach(fd, target)
+@contextmanager
+def _detached_image(directory: str, image: bytearray) -> Iterator[int]:
+    """An EROFS image as a file system that is mounted nowhere, kept in an unnamed file in `directory`."""
+    file = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        with open(file, "wb", closefd=False) as writer:
+            writer.write(image)
+        with detached_erofs(f"/proc/self/fd/{file}") as fd:
+            yield fd
+    finally:
+        os.close(file)
 
 
 def release_meta(root: str, layer: str) -> None:
@@ -108,190 +110,3 @@ def metas(root: str) -> list[str]:
     except FileNotFoundError:
         return []
     return [name for name in names if is_mount_point(os.path.join(directory, name))]
-
-
-def build_meta(tree: LayerTree, target: str, *, layer: str) -> None:
-    """Write META of `tree` into the empty directory `target`, which becomes its root.
-
-    Raises UnsupportedAttribute, or OSError.
-    """
-    top = os.open(target, _DIRECTORY)
-    try:
-        _fill(top, layer, tree, 1)
-    finally:
-        os.close(top)
-
-
-def _fill(top: int, layer: str, tree: LayerTree, processes: int) -> None:
-    directories: dict[str, list[Node]] = {"": []}
-    hardlinks: list[tuple[str, str]] = []
-    odd = False
-    for path, node in tree.nodes.items():
-        if path != node.path:
-            hardlinks.append((node.path, path))
-            continue
-        if path:
-            directories[path.rpartition("/")[0]].append(node)
-        if node.kind is Kind.DIRECTORY:
-            directories[path] = []
-        elif node.xattrs:
-            odd = True
-    if _lists_newest_first(top):
-        # Whoever walks the tree then reads the files in the order in which they lie on the disk.
-        for nodes in directories.values():
-            nodes.reverse()
-    for nodes in directories.values():
-        for node in nodes:
-            if node.kind is Kind.DIRECTORY:
-                os.mkdir(node.path, 0o700, dir_fd=top)
-    # Which xattr a tmpfs has refused is only told in this process.
-    shares = _shares(directories, 1 if odd or len(tree.nodes) < _LARGE else processes)
-    prefix = f"/{layer}/fs/".encode()
-    with ExitStack() as stack:
-        for share in shares[1:]:
-            stack.callback(_await, Child(partial(_fill_share, top, share, prefix)))
-        _fill_directories(top, shares[0], prefix)
-    for primary, path in hardlinks:
-        os.link(primary, path, src_dir_fd=top, dst_dir_fd=top, follow_symlinks=False)
-    # A directory's attributes last: making its children would have changed its mtime.
-    for path in directories:
-        _dress_directory(top, tree.nodes[path])
-
-
-def _lists_newest_first(top: int) -> bool:
-    """Whether a tmpfs lists a newer entry before an older one; with some kernels it does not."""
-    names = [".older", ".newer"]
-    for name in names:
-        os.mkdir(name, dir_fd=top)
-    listed = os.listdir(top)
-    for name in names:
-        os.rmdir(name, dir_fd=top)
-    return listed.index(".newer") < listed.index(".older")
-
-
-def _shares(directories: dict[str, list[Node]], count: int) -> list[dict[str, list[Node]]]:
-    """The directories that have anything in them, in so many shares of about as many entries. Pure."""
-    shares: list[dict[str, list[Node]]] = [{} for _ in range(count)]
-    sizes = [0] * count
-    for path, nodes in directories.items():
-        if nodes:
-            least = sizes.index(min(sizes))
-            shares[least][path] = nodes
-            sizes[least] += len(nodes)
-    return shares
-
-
-def _fill_share(top: int, share: dict[str, list[Node]], prefix: bytes) -> int:
-    """Fill these directories; 0, or the number of the error that was met."""
-    try:
-        _fill_directories(top, share, prefix)
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
-
-
-def _await(child: Child) -> None:
-    status = child.wait()
-    if status:
-        number = status if status > 0 else errno.EINTR
-        raise OSError(number, f"a process that made part of it failed: {os.strerror(number)}")
-
-
-def _fill_directories(top: int, directories: dict[str, list[Node]], prefix: bytes) -> None:
-    masked = _umask()
-    for path, nodes in directories.items():
-        here = os.open(path or ".", _DIRECTORY, dir_fd=top)
-        try:
-            _fill_directory(here, nodes, prefix, masked)
-        finally:
-            os.close(here)
-
-
-def _fill_directory(here: int, nodes: Iterable[Node], prefix: bytes, masked: int) -> None:
-    """All of a directory's own entries but its directories. `here` is open on it."""
-    for node in nodes:
-        kind = node.kind
-        name = node.path.rpartition("/")[2]
-        if kind is Kind.REGULAR:
-            _make_file(here, name, node, prefix, masked)
-        elif kind is Kind.WHITEOUT:
-            os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=here)
-        elif kind is not Kind.DIRECTORY:
-            _make_special(here, name, node)
-
-
-def _make_file(here: int, name: str, node: Node, prefix: bytes, masked: int) -> None:
-    mode = node.mode
-    fd = os.open(name, _CREATE, mode, dir_fd=here)
-    try:
-        if node.size:
-            os.ftruncate(fd, node.size)
-        if node.uid or node.gid:
-            os.fchown(fd, node.uid, node.gid)
-            if mode & 0o6000:
-                os.fchmod(fd, mode)
-        if mode & masked:
-            os.fchmod(fd, mode)
-        if node.size:
-            os.setxattr(fd, _METACOPY, b"")
-            os.setxattr(fd, _REDIRECT, prefix + os.fsencode(node.path))
-        if node.xattrs:
-            _set_xattrs(fd, node)
-        os.utime(fd, (node.mtime, node.mtime))
-    finally:
-        os.close(fd)
-
-
-def _make_special(here: int, name: str, node: Node) -> None:
-    """A symlink, device or FIFO."""
-    if node.kind is Kind.SYMLINK:
-        os.symlink(node.target, name, dir_fd=here)
-        os.chown(name, node.uid, node.gid, dir_fd=here, follow_symlinks=False)
-    else:
-        os.mknod(name, _TYPES[node.kind] | 0o600, os.makedev(node.major, node.minor), dir_fd=here)
-        os.chown(name, node.uid, node.gid, dir_fd=here, follow_symlinks=False)
-        os.chmod(name, node.mode, dir_fd=here)
-    if node.xattrs:
-        _set_xattrs(f"/proc/self/fd/{here}/{name}", node)
-    os.utime(name, (node.mtime, node.mtime), dir_fd=here, follow_symlinks=False)
-
-
-def _dress_directory(top: int, node: Node) -> None:
-    fd = os.open(node.path or ".", _DIRECTORY, dir_fd=top)
-    try:
-        os.fchown(fd, node.uid, node.gid)
-        os.fchmod(fd, node.mode)
-        if node.opaque:
-            os.setxattr(fd, _OPAQUE, b"y")
-        if node.xattrs:
-            _set_xattrs(fd, node)
-        os.utime(fd, (node.mtime, node.mtime))
-    finally:
-        os.close(fd)
-
-
-def _set_xattrs(file: int | str, node: Node) -> None:
-    """The layer's own xattrs; last but for the times, because chown and truncate drop capabilities."""
-    for name, value in node.xattrs.items():
-        if name.startswith(_OVERLAY_XATTRS):
-            continue
-        try:
-            if isinstance(file, int):
-                os.setxattr(file, name, value)
-            else:
-                os.setxattr(file, name, value, follow_symlinks=False)
-        except OSError as error:
-            raise UnsupportedAttribute(
-                f"the xattr {name!r} of {node.path!r} cannot be set on a tmpfs here: {error.strerror}",
-                path=node.path,
-                attribute=name,
-            ) from error
-
-
-def _umask() -> int:
-    """The process's umask, read without changing it, as other threads rely on it."""
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"Umask:"):
-                return int(line[6:], 8)
-    return 0o777

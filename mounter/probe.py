@@ -21,13 +21,13 @@ from fetcher.nodes import Kind, Node
 from fetcher.tree import LayerTree
 from mounter.errors import MounterError
 from mounter.lowers import Meta, lazy_lowers, mount_lazy_lower, release_lazy_lower
-from mounter.meta import ensure_meta, metas, release_meta
+from mounter.meta import MetaForm, ensure_meta, metas, release_meta
 from mounter.mountinfo import mounts_below, read_mounts
+from mounter.redirects import METACOPY
 from mounter.syscalls import detach, detached_tmpfs, mount_overlay
 
 _PREFIX: Final = ".probe-"
 _FUSE_DEVICE: Final = "/dev/fuse"
-_METACOPY: Final = "trusted.overlay.metacopy"
 _UPPERMOST, _LOWEST = "probe-uppermost", "probe-lowest"
 _HERE, _LATER, _CONTENT = "here", "later", b"layergate"
 _NO_UPPER: Final = ("overlay", "nfs", "nfs4", "ceph")
@@ -54,10 +54,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What was found: the mode of this host, why not a better one ("" for GATE), and every check."""
+    """What was found: the mode of this host, why not a better one ("" for GATE), META's form, every check."""
 
     mode: Mode
     reason: str
+    meta: MetaForm
     checks: tuple[Check, ...]
 
 
@@ -73,7 +74,7 @@ def probe(directory: str) -> Probe:
     """Try what lazy layers need, on the file system of the existing `directory`. Never raises for a "no"."""
     if os.geteuid() != 0:
         check = Check("privileges", False, "mounting needs root", "run this as root")
-        return Probe(Mode.NONE, check.detail, (check,))
+        return Probe(Mode.NONE, check.detail, MetaForm.TMPFS, (check,))
     with ExitStack() as stack:
         try:
             stack.enter_context(_locked(directory, fcntl.LOCK_SH))
@@ -82,7 +83,7 @@ def probe(directory: str) -> Probe:
             check = Check(
                 "data directory", False, f"cannot be written: {error}", "choose another data directory"
             )
-            return Probe(Mode.NONE, check.detail, (check,))
+            return Probe(Mode.NONE, check.detail, MetaForm.TMPFS, (check,))
         return _probe(root)
 
 
@@ -135,35 +136,54 @@ def _probe(root: str) -> Probe:
             lambda: _try_upper(root),
             "put the data directory on a local ext4, xfs (ftype=1) or btrfs file system",
         )
-        trusted = _check(
-            "tmpfs trusted xattrs",
-            lambda: _try_xattr("trusted.layergate"),
-            "use a kernel with CONFIG_TMPFS_XATTR",
-        )
-        lazy = _check(
-            "data-only layers", lambda: _try_lazy(root), "use Linux 6.5 or later, 6.8 for long chains"
-        )
-        user = _check(
-            "tmpfs user xattrs",
-            lambda: _try_xattr("user.layergate"),
-            "use Linux 6.6 or later, or accept that layers with user.* xattrs are pulled whole",
-            required=False,
-        )
+        form, gate, warnings = _try_forms(root)
     finally:
         _clean(root)
-    return judge(fuse, upper, (trusted, lazy), user)
+    return judge(fuse, upper, gate, warnings, form)
 
 
-def judge(fuse: Check, upper: Check, gate: tuple[Check, ...], user: Check) -> Probe:
-    """The mode that the checks of FUSE, upper directories and the gate lead to; `user` only warns."""
-    checks = (fuse, upper, *gate, user)
+def _try_forms(root: str) -> tuple[MetaForm, tuple[Check, ...], tuple[Check, ...]]:
+    """The better form of META that goes; what the gate needs with it, and what would be better."""
+    image = _check(
+        "META as EROFS",
+        lambda: _try_lazy(root, MetaForm.EROFS),
+        "use a recent release of Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE, or accept that "
+        "META is a tmpfs: 1.35 KB of memory a file, and a later start of large layers",
+        required=False,
+    )
+    if image.ok:
+        return MetaForm.EROFS, (image,), ()
+    trusted = _check(
+        "tmpfs trusted xattrs",
+        lambda: _try_xattr("trusted.layergate"),
+        "use a kernel with CONFIG_TMPFS_XATTR",
+    )
+    lazy = _check(
+        "META as tmpfs",
+        lambda: _try_lazy(root, MetaForm.TMPFS),
+        "use Linux 6.5 or later, 6.8 for long chains",
+    )
+    user = _check(
+        "tmpfs user xattrs",
+        lambda: _try_xattr("user.layergate"),
+        "use Linux 6.6 or later, or accept that layers with user.* xattrs are pulled whole",
+        required=False,
+    )
+    return MetaForm.TMPFS, (trusted, lazy), (image, user)
+
+
+def judge(
+    fuse: Check, upper: Check, gate: tuple[Check, ...], warnings: tuple[Check, ...], form: MetaForm
+) -> Probe:
+    """The mode that the checks of FUSE, upper directories and the gate lead to; `warnings` change nothing."""
+    checks = (fuse, upper, *gate, *warnings)
     for check in (fuse, upper):
         if not check.ok:
-            return Probe(Mode.NONE, f"{check.name}: {check.detail}", checks)
+            return Probe(Mode.NONE, f"{check.name}: {check.detail}", form, checks)
     for check in gate:
         if not check.ok:
-            return Probe(Mode.STUB, f"{check.name}: {check.detail}", checks)
-    return Probe(Mode.GATE, "", checks)
+            return Probe(Mode.STUB, f"{check.name}: {check.detail}", form, checks)
+    return Probe(Mode.GATE, "", form, checks)
 
 
 def _check(name: str, attempt: Callable[[], str], remedy: str, *, required: bool = True) -> Check:
@@ -205,7 +225,7 @@ def _try_upper(root: str) -> str:
         os.unlink(os.path.join(merged, "deleted"))
         if os.listdir(merged) != ["kept"]:
             raise _Failed(f"is on {fstype} without d_type: deleted files stay visible")
-        if _METACOPY in os.listxattr(os.path.join(root, "upper", "kept")):
+        if METACOPY in os.listxattr(os.path.join(root, "upper", "kept")):
             raise _Failed(
                 "chmod copies up no data, because the overlay module's metacopy is on by default",
                 remedy="echo N > /sys/module/overlay/parameters/metacopy, and in modprobe.d: "
@@ -214,13 +234,23 @@ def _try_upper(root: str) -> str:
     return f"is on {fstype}, which holds containers' upper directories"
 
 
-def _try_lazy(root: str) -> str:
-    """Two layers, one file here and one that lands later, below a container's overlay."""
+def _try_lazy(parent: str, form: MetaForm) -> str:
+    """Data-only layers behind META: one file here and one that lands later, below a container's overlay."""
+    root = os.path.join(parent, form.value)
+    os.mkdir(root)
+    try:
+        _try_lazy_in(root, form)
+    finally:
+        _clean(root)
+    return "a file is read natively, and so is one that lands after the mount"
+
+
+def _try_lazy_in(root: str, form: MetaForm) -> None:
     for name in ("gate", "late"):
         os.mkdir(os.path.join(root, name))
     for layer, name in ((_UPPERMOST, _HERE), (_LOWEST, _LATER)):
         os.makedirs(os.path.join(root, "layers", layer, "fs"))
-        ensure_meta(root, layer, _tree(name))
+        ensure_meta(root, layer, _tree(name), form)
     _write(os.path.join(root, "layers", _UPPERMOST, "fs", _HERE))
     lower = mount_lazy_lower(root, [Meta(_UPPERMOST), Meta(_LOWEST)], "probe")
     merged = os.path.join(root, "merged")
@@ -238,7 +268,6 @@ def _try_lazy(root: str) -> str:
             raise _Failed("files and directories have different st_dev")
         os.chmod(here, 0o600)
         _expect_content(os.path.join(root, "upper", _HERE))
-    return "a file is read natively, and so is one that lands after the mount"
 
 
 def _tree(name: str) -> LayerTree:

@@ -27,6 +27,7 @@ from mounter.control import Status as MounterStatus
 from mounter.daemon import LOCK
 from mounter.errors import MounterError, MounterRefused, MounterUnreachable
 from mounter.lock import is_locked, locked
+from mounter.meta import MetaForm
 from mounter.probe import Mode, probe
 from mounter.settings import MounterSettings
 from mounter.swap import mounts_on
@@ -56,6 +57,7 @@ class Gates:
         self._settings = config.mounter_settings()
         self._wanted_mode = config.lazy.mode
         self._mode: Mode | None = None
+        self._meta_form = MetaForm.TMPFS
         self._mounter: Mounter | None = None
         self._gate: Gate | None = None
         self._lock = anyio.Lock()
@@ -85,16 +87,20 @@ class Gates:
     async def probe_host(self) -> str:
         """Find out what this host can do; why it cannot do better, "" if there is no better."""
         found = await to_thread.run_sync(probe, self._root)
-        self._mode = found.mode
+        self._mode, self._meta_form = found.mode, found.meta
         if self._wanted_mode == "stub" and found.mode is Mode.GATE:
             self._mode = Mode.STUB
-        log.info("host_probed", mode=self._mode.value, reason=found.reason or None)
+        log.info("host_probed", mode=self._mode.value, meta=found.meta.value, reason=found.reason or None)
         return found.reason
 
     @property
     def attached(self) -> bool:
         """Whether a mounter is in use."""
         return self._mounter is not None
+
+    def meta_form(self) -> MetaForm:
+        """What META is a file system of on this host."""
+        return self._meta_form
 
     def possible(self) -> bool:
         """Whether layers can be lazy on this host at all."""

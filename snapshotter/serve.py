@@ -64,7 +64,12 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             anyio.create_task_group() as tasks,
         ):
             gates = Gates(store.root, config)
-            streams = LayerStreams(store, config, completed=lambda layer: lazy.layer_completed(layer))
+            streams = LayerStreams(
+                store,
+                config,
+                completed=lambda layer: lazy.layer_completed(layer),
+                meta_form=gates.meta_form,
+            )
 
             def opened(layer: str) -> None:
                 lazy.announced(layer)

@@ -29,6 +29,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from fetcher.demand import HOLD_SECONDS, Demand, Slot
 from fetcher.logs import get_logger
 from fetcher.store import LayerStore
+from mounter.meta import MetaForm
 from mounter.uses import Uses
 from snapshotter.config import Config
 from snapshotter.errors import LayerFailed, Unavailable
@@ -107,11 +108,13 @@ class LayerStreams:
         config: Config,
         *,
         completed: Callable[[str], None],
+        meta_form: Callable[[], MetaForm],
         slot: Slot = Slot.PREFETCH,
     ) -> None:
         self._store = store
         self._config = config
         self._completed = completed
+        self._meta_form = meta_form
         self._jobs: dict[str, _Job] = {}
         self._running: dict[int, _Job] = {}
         """By identity: a job that is not wanted any more takes a moment to end."""
@@ -349,7 +352,7 @@ class LayerStreams:
 
     @contextlib.asynccontextmanager
     async def _worker(self, job: _Job) -> AsyncIterator[Worker]:
-        task = Task(self._store.root, job.layer, self._config.registry_settings(), self._config.log.level)
+        task = self._task(job.layer)
         came = partial(self._came, job)
         async with Worker(task, sound=job.sound.set, ready=job.become_ready, here=came) as worker:
             job.worker = worker
@@ -360,18 +363,17 @@ class LayerStreams:
 
     async def _build_meta(self, layer: str) -> None:
         """META of a complete layer, which a lazy lower needs beside incomplete ones."""
-        task = Task(
-            self._store.root,
-            layer,
-            self._config.registry_settings(),
-            self._config.log.level,
-            meta_only=True,
-        )
+        task = self._task(layer, meta_only=True)
         ready = anyio.Event()
         async with Worker(task, sound=_unheard, ready=ready.set, here=_unheard) as worker:
             report = await worker.until_prefetched()
         if not ready.is_set():
             raise Unavailable(f"layer {layer}: {report.message if isinstance(report, Failed) else report}")
+
+    def _task(self, layer: str, *, meta_only: bool = False) -> Task:
+        config = self._config
+        settings = config.registry_settings()
+        return Task(self._store.root, layer, settings, config.log.level, self._meta_form(), meta_only)
 
     def _may_stream(self) -> bool:
         return self._config.stream.enabled and not self._paused

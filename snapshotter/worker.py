@@ -39,6 +39,7 @@ from fetcher.stream import LayerStream, Pause, missing_spans
 from fetcher.tree import LayerTree
 from mounter.errors import MounterError
 from mounter.forks import set_title
+from mounter.meta import surely_shown
 from snapshotter.worker_messages import (
     Complete,
     Failed,
@@ -162,11 +163,10 @@ class _Worker:
         self._progress[Field.PREFETCH_END] = _first_spans(tree)[-1][1] if tree.landmark else 0
         self._progress[Field.FILES_TOTAL] = sum(1 for _ in tree.regular_files())
         store.keep_shape(task.layer, tree)
-        if not any(node.xattrs for node in tree.inodes()):
-            # Xattrs are the one thing that a tmpfs may refuse, so a layer that has some is not promised yet.
+        if surely_shown(tree):
             _report(self._pipe, Sound())
         log.debug("sound")
-        self._meta = self._stack.enter_context(contextlib.closing(MetaMaking(task.root, task.layer, tree)))
+        self._meta = self._stack.enter_context(contextlib.closing(MetaMaking(task, tree)))
 
     async def _prefetch(self) -> None:
         """After it META stands and, if more is wanted, the layer is ours and its prefetch range here."""

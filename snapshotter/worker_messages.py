@@ -8,15 +8,17 @@ from fetcher.errors import FetchError, RegistryError, StoreError
 from fetcher.limits import refused
 from fetcher.settings import RegistrySettings
 from mounter.errors import MounterError, MountFailed
+from mounter.meta import MetaForm
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What a worker is to do; picklable. `meta_only`: build META and be done."""
+    """What a worker is to do; picklable. `meta_only`: make META, of `meta_form`, and be done."""
 
     root: str
     layer: str
     registry: RegistrySettings
     log_level: str
+    meta_form: MetaForm
     meta_only: bool = False
 
 

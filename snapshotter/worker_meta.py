@@ -14,7 +14,7 @@ from fetcher.tree import LayerTree
 from mounter.errors import MounterError
 from mounter.forks import Child
 from mounter.meta import ensure_meta
-from snapshotter.worker_messages import Failed, failed
+from snapshotter.worker_messages import Failed, Task, failed
 
 log = get_logger("layergate.worker")
 
@@ -40,10 +40,10 @@ class MetaMaking:
     A second of work for a large layer, in which this process brings the prefetch range.
     """
 
-    def __init__(self, root: str, layer: str, tree: LayerTree) -> None:
+    def __init__(self, task: Task, tree: LayerTree) -> None:
         """Fork; while no event loop and no thread is here. Raises OSError."""
         self._said, said = os.pipe()
-        self._child = Child(partial(_make_meta, said, root, layer, tree))
+        self._child = Child(partial(_make_meta, said, task, tree))
         os.close(said)
 
     async def made(self) -> None:
@@ -63,16 +63,16 @@ class MetaMaking:
         self._child.close()
 
 
-def _make_meta(said: int, root: str, layer: str, tree: LayerTree) -> int:
+def _make_meta(said: int, task: Task, tree: LayerTree) -> int:
     """Make it, and write into `said` how that went; the exit status."""
     os.setpriority(os.PRIO_PROCESS, 0, _NICE)
-    os.write(said, _made(root, layer, tree))
+    os.write(said, _made(task, tree))
     return 0
 
 
-def _made(root: str, layer: str, tree: LayerTree) -> bytes:
+def _made(task: Task, tree: LayerTree) -> bytes:
     try:
-        ensure_meta(root, layer, tree, processes=_PROCESSES)
+        ensure_meta(task.root, task.layer, tree, task.meta_form, processes=_PROCESSES)
     except (MounterError, OSError) as error:
         return msgspec.json.encode(failed(error))
     except Exception as error:

@@ -171,7 +171,13 @@ class Keeper:
         if not self._gates.possible():
             raise LazyImpossible(f"layers that are not here yet cannot be mounted on this host: {reason}")
         self._missing.update(incomplete)
-        streams = LayerStreams(self._store, self._config, completed=self._came, slot=Slot.MANUAL)
+        streams = LayerStreams(
+            self._store,
+            self._config,
+            completed=self._came,
+            meta_form=self._gates.meta_form,
+            slot=Slot.MANUAL,
+        )
         with mount_changes() as changes:
             async with anyio.create_task_group() as tasks:
                 await to_thread.run_sync(keep_fork_socket_in, self._store.root)

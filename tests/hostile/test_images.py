@@ -27,7 +27,9 @@ from fetcher.store import LayerStore, RegistrySource
 from fetcher.stream import LayerStream
 from fetcher.toc import ENTRY_LIMIT, Toc, TocEntry, parse_toc
 from fetcher.tree import LayerTree, build_tree
-from mounter.meta import build_meta
+from mounter.errors import MountFailed
+from mounter.meta import MetaForm, ensure_meta, release_meta
+from mounter.mountinfo import mounts_below
 from tests.estargz import Layer, build, dir, file, footer_bytes, symlink
 from tests.fetcher.memory_blob import MemoryBlob
 from tests.fetcher.planted import Planted, planted
@@ -179,14 +181,15 @@ class TestSymlinksInTheWay:
         layer.write()  # somebody was first
         assert layer.plain.drop_unverified() == 0 or not (tmp_path / "fs" / "a").exists()
 
-    def test_meta_is_made_where_nobody_else_is(self, tmp_path: Path, outside: Path) -> None:
+    @pytest.mark.parametrize("form", MetaForm)
+    def test_meta_is_made_where_nobody_else_is(self, tmp_path: Path, outside: Path, form: MetaForm) -> None:
         """Even of a tree that no table of contents can give, nothing comes to lie elsewhere."""
-        (tmp_path / "meta").mkdir()
         link = Node("a", Kind.SYMLINK, target=str(outside))
         child = Node("a/b", Kind.REGULAR, size=1, chunks=(Chunk(0, 0, 0, 1, bytes(32)),))
         tree = LayerTree({"": Node("", Kind.DIRECTORY), "a": link, "a/b": child}, [], landmark=None, end=1)
-        with pytest.raises((KeyError, OSError)):
-            build_meta(tree, str(tmp_path / "meta"), layer="l" * 20)
+        with pytest.raises((KeyError, MountFailed)):
+            ensure_meta(str(tmp_path), "l" * 20, tree, form)
+        assert mounts_below(str(tmp_path)) == []
 
 
 _parts = st.sampled_from(
@@ -209,7 +212,7 @@ _hostile = st.builds(
 @given(entries=st.lists(_hostile, min_size=1, max_size=8))
 def test_whatever_a_layer_names_is_written_inside_it(entries: list[TocEntry]) -> None:
     with tempfile.TemporaryDirectory() as top:
-        for name in ("outside", "plain", "meta"):
+        for name in ("outside", "plain"):
             os.mkdir(os.path.join(top, name))
         tree = _tree(entries)
         if tree is None:
@@ -219,13 +222,13 @@ def test_whatever_a_layer_names_is_written_inside_it(entries: list[TocEntry]) ->
         for node in tree.regular_files():
             plain.write(node, b"some")
         plain.finish()
-        build_meta(tree, os.path.join(top, "meta"), layer="l" * 20)
+        kinds = {path: node.kind for path, node in tree.nodes.items()}
+        assert _kinds(os.path.join(top, "plain")) == kinds
+        for form in MetaForm:
+            assert _kinds(ensure_meta(top, "l" * 20, tree, form)) == kinds
+            release_meta(top, "l" * 20)
         assert os.listdir(os.path.join(top, "outside")) == []
         assert sorted(os.listdir(top)) == ["meta", "outside", "plain"]
-        for directory in ("plain", "meta"):
-            assert _kinds(os.path.join(top, directory)) == {
-                path: node.kind for path, node in tree.nodes.items()
-            }
 
 
 def _tree(entries: list[TocEntry]) -> LayerTree | None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from mounter.meta import MetaForm
 from mounter.mountinfo import mounts_below
 from mounter.syscalls import detach
 from tests.mounter.mounts import LazyNode
@@ -33,6 +34,6 @@ def scratch() -> Iterator[str]:
         yield directory
 
 
-@pytest.fixture
-def node(scratch: str) -> LazyNode:
-    return LazyNode(scratch)
+@pytest.fixture(params=MetaForm, ids=lambda form: form.value)
+def node(scratch: str, request: pytest.FixtureRequest) -> LazyNode:
+    return LazyNode(scratch, request.param)

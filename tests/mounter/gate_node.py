@@ -23,7 +23,7 @@ from mounter.client import Mounter
 from mounter.control import Status
 from mounter.errors import MounterError, MounterUnreachable
 from mounter.lowers import Meta, mount_lazy_lower
-from mounter.meta import ensure_meta
+from mounter.meta import MetaForm, ensure_meta
 from mounter.probe import Mode
 from mounter.settings import MounterSettings
 from mounter.syscalls import mount_overlay
@@ -104,7 +104,7 @@ class GateNode:
             )
 
         key = anyio.run(opened)
-        ensure_meta(self.root, key, self.store.tree(key))
+        ensure_meta(self.root, key, self.store.tree(key), MetaForm.EROFS)
         return key
 
     def plain(self, layer: str) -> PlainLayer:

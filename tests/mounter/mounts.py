@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from fetcher.nodes import Kind, Node
 from fetcher.tree import LayerTree
 from mounter.lowers import Part, mount_lazy_lower
-from mounter.meta import ensure_meta
+from mounter.meta import MetaForm, ensure_meta
 from mounter.mountinfo import mounts_below
 from mounter.syscalls import detach, mount, mount_overlay
 
@@ -62,8 +62,9 @@ def tree(*nodes: Node) -> LayerTree:
 class LazyNode:
     """A data directory: ordinary directories stand where the gate and its links would be."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, form: MetaForm = MetaForm.EROFS) -> None:
         self.root = root
+        self.form = form
         for name in ("layers", "gate", "late"):
             os.mkdir(os.path.join(root, name))
 
@@ -73,7 +74,7 @@ class LazyNode:
     def add(self, layer: str, *nodes: Node) -> str:
         """Make META of a layer; gives its path."""
         os.makedirs(self.path("layers", layer, "fs"), exist_ok=True)
-        return ensure_meta(self.root, layer, tree(*nodes))
+        return ensure_meta(self.root, layer, tree(*nodes), self.form)
 
     def land(self, layer: str, path: str, content: bytes = b"hello", *, place: str = "layers") -> None:
         """A file arrives as the background fetcher brings it: whole, by rename."""

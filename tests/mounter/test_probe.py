@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from mounter.meta import MetaForm
 from mounter.mountinfo import mounts_below
 from mounter.probe import Check, Mode, check_fuse, judge, left_probes, probe, remove_left_probes
 from mounter.syscalls import mount_overlay, mount_tmpfs
@@ -73,17 +74,17 @@ def test_a_fuse_device_that_is_not_there(tmp_path: os.PathLike[str]) -> None:
 
 def test_without_fuse_or_a_place_for_upper_directories_nothing_is_lazy() -> None:
     for fuse, upper in ((BAD, GOOD), (GOOD, BAD)):
-        found = judge(fuse, upper, (GOOD, GOOD), GOOD)
+        found = judge(fuse, upper, (GOOD, GOOD), (GOOD,), MetaForm.EROFS)
         assert (found.mode, found.reason) == (Mode.NONE, "bad: cannot be done")
 
 
 def test_without_data_only_layers_the_stub_serves() -> None:
-    found = judge(GOOD, GOOD, (GOOD, BAD), GOOD)
+    found = judge(GOOD, GOOD, (GOOD, BAD), (GOOD,), MetaForm.TMPFS)
     assert (found.mode, found.reason) == (Mode.STUB, "bad: cannot be done")
 
 
 def test_a_warning_changes_no_mode() -> None:
     warning = Check("warning", None, "not on this kernel", "upgrade")
-    found = judge(GOOD, GOOD, (GOOD, GOOD), warning)
+    found = judge(GOOD, GOOD, (GOOD, GOOD), (warning,), MetaForm.TMPFS)
     assert found.mode is Mode.GATE
     assert found.checks[-1] == warning

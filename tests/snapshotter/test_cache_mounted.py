@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mounter.lowers import Meta, mount_lazy_lower
-from mounter.meta import ensure_meta
+from mounter.meta import MetaForm, ensure_meta
 from mounter.mountinfo import Mount, mounts_below, parse_mountinfo
 from mounter.syscalls import detach, mount, mount_overlay
 from mounter.uses import release_unused
@@ -128,7 +128,7 @@ def test_what_stands_on_a_lazy_lower_needs_its_layers(tmp_path: Path) -> None:
     with unmounted_after(tmp_path / "container"):
         try:
             for layer in (one, two):
-                ensure_meta(node.root, layer, node.store.tree(layer))
+                ensure_meta(node.root, layer, node.store.tree(layer), MetaForm.EROFS)
             lower = mount_lazy_lower(node.root, [Meta(one), Meta(two)], "generation")
             assert layers_in_mounts(node.root, [one, two]) == {}
             mount_overlay(

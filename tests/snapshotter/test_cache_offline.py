@@ -14,7 +14,7 @@ import pytest
 
 from fetcher.store import LayerStore
 from mounter.lowers import Meta, lazy_lowers, mount_lazy_lower
-from mounter.meta import ensure_meta, metas
+from mounter.meta import MetaForm, ensure_meta, metas
 from mounter.mountinfo import mounts_below
 from mounter.swap import mounts_on
 from mounter.syscalls import detach, mount_overlay, mount_tmpfs
@@ -248,7 +248,7 @@ def crashed(node: CachedNode) -> dict[str, str]:
     os.makedirs(orphan)
     made[os.path.dirname(orphan)] = kinds.SNAPSHOT
     os.mkdir(os.path.join(root, "gate"))
-    ensure_meta(root, layer, store.tree(layer))
+    ensure_meta(root, layer, store.tree(layer), MetaForm.EROFS)
     made[os.path.join(root, "meta", layer)] = kinds.META
     lower = mount_lazy_lower(root, [Meta(layer)], "generation")
     made[lower] = kinds.LAZY
@@ -292,7 +292,7 @@ def test_what_is_being_worked_on_is_no_leftover(node: CachedNode, cache: Offline
     mine.write_text("half")
     repair = Path(node.store.directory(layer), "repair")
     repair.mkdir()
-    ensure_meta(node.root, layer, node.store.tree(layer))
+    ensure_meta(node.root, layer, node.store.tree(layer), MetaForm.EROFS)
     uses = Uses(node.root)
     try:
         uses.add(layer)
@@ -316,7 +316,7 @@ def test_a_lazy_lower_that_a_mount_stands_on_is_no_leftover(
         os.mkdir(os.path.join(node.root, name))
     (tmp_path / "container").mkdir()
     try:
-        ensure_meta(node.root, layer, node.store.tree(layer))
+        ensure_meta(node.root, layer, node.store.tree(layer), MetaForm.EROFS)
         lower = mount_lazy_lower(node.root, [Meta(layer)], "generation")
         mount_overlay(
             str(tmp_path / "container"),

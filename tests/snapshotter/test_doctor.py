@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from mounter.meta import MetaForm
 from mounter.mountinfo import mounts_below
 from mounter.probe import Check, Mode, Probe
 from snapshotter.containerd_host import Containerd
@@ -42,11 +43,11 @@ snapshotter = "overlayfs"
 platform = "linux"
 snapshotter = "layergate"
 """
-GATE = Probe(Mode.GATE, "", (Check("data-only layers", True, "work"),))
+GATE = Probe(Mode.GATE, "", MetaForm.EROFS, (Check("data-only layers", True, "work"),))
 OLD_KERNEL = Check("data-only layers", False, "Invalid argument", "use Linux 6.5 or later")
-STUB = Probe(Mode.STUB, "data-only layers: Invalid argument", (OLD_KERNEL,))
+STUB = Probe(Mode.STUB, "data-only layers: Invalid argument", MetaForm.TMPFS, (OLD_KERNEL,))
 NO_FUSE = Check("FUSE", False, "no such device", "modprobe fuse")
-NONE = Probe(Mode.NONE, "FUSE: no such device", (NO_FUSE,))
+NONE = Probe(Mode.NONE, "FUSE: no such device", MetaForm.TMPFS, (NO_FUSE,))
 
 
 @dataclass

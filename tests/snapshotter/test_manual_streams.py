@@ -14,7 +14,7 @@ from fetcher.demand import Slot
 from fetcher.opening import open_layer
 from fetcher.plain import PlainLayer
 from fetcher.store import FileSource, LayerStore
-from mounter.meta import metas
+from mounter.meta import MetaForm, metas
 from mounter.uses import release_unused, unused
 from snapshotter.config import Config
 from snapshotter.errors import LayerFailed
@@ -55,7 +55,9 @@ async def layer(store: LayerStore, tmp_path: Path) -> str:
 
 @asynccontextmanager
 async def streams(store: LayerStore, completed: list[str]) -> AsyncIterator[LayerStreams]:
-    running = LayerStreams(store, Config(), completed=completed.append, slot=Slot.MANUAL)
+    running = LayerStreams(
+        store, Config(), completed=completed.append, meta_form=lambda: MetaForm.EROFS, slot=Slot.MANUAL
+    )
     try:
         with anyio.fail_after(_PATIENCE_SECONDS):
             async with anyio.create_task_group() as tasks:

@@ -22,7 +22,7 @@ from fetcher.plain import PlainLayer
 from fetcher.progress import Field
 from fetcher.settings import RegistrySettings
 from fetcher.store import FileSource, LayerStore
-from mounter.meta import meta_path, metas, release_meta
+from mounter.meta import MetaForm, meta_path, metas, release_meta
 from mounter.uses import unused
 from snapshotter.config import Config, StreamConfig
 from snapshotter.errors import Unavailable
@@ -68,7 +68,9 @@ class _Node:
 
     @asynccontextmanager
     async def streams(self) -> AsyncIterator[LayerStreams]:
-        streams = LayerStreams(self.store, self.config, completed=self.completed.append)
+        streams = LayerStreams(
+            self.store, self.config, completed=self.completed.append, meta_form=lambda: MetaForm.EROFS
+        )
         try:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(streams.run)
@@ -473,7 +475,7 @@ def test_what_the_disk_refused_is_verified_before_it_is_believed_again(
     monkeypatch.setattr(PlainLayer, "sync", refuse)
     forked = multiprocessing.get_context("fork")
     ours, theirs = forked.Pipe()
-    task = Task(node.store.root, layer, RegistrySettings(), "info")
+    task = Task(node.store.root, layer, RegistrySettings(), "info", MetaForm.EROFS)
     worker = forked.Process(target=run_worker, args=(task, theirs))
     worker.start()
     ours.send(Continue())
