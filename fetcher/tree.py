@@ -16,7 +16,7 @@ from operator import attrgetter, itemgetter
 from typing import Final
 
 from fetcher.errors import InvalidToc
-from fetcher.nodes import Chunk, Kind, Member, Node
+from fetcher.nodes import NO_LINKS, NO_XATTRS, Chunk, Kind, Member, Node
 from fetcher.toc import TOC_NAME, Toc, TocEntry
 
 LANDMARK: Final = ".prefetch.landmark"
@@ -39,6 +39,7 @@ _XATTRS = ("user.", "security.", "system.")
 """Those that are kept: containerd leaves out trusted.*, as everybody does other systems' (com.apple.*)."""
 _MAX_SIZE = 1 << 62
 _TARGET_LIMIT = 4095
+_NO_CHUNKS: Final[tuple[Chunk, ...]] = ()
 _MODES: Final = list(range(0o10000))
 """One int for all the nodes that have this mode."""
 _IMPLIED_LIMIT: Final = 64 << 20
@@ -117,8 +118,7 @@ def build_tree(toc: Toc, *, end: int) -> LayerTree:
             if path == LANDMARK and NO_LANDMARK not in entries:
                 landmark = _within(entry.offset, 0, end, path, "offset")
             continue
-        name = path.rpartition("/")[2]
-        if name.startswith(_WHITEOUT):
+        if _WHITEOUT in path and (name := path.rpartition("/")[2]).startswith(_WHITEOUT):
             if name == _OPAQUE:
                 opaques.append(path.rpartition("/")[0])
             elif not name.startswith(_AUFS):
@@ -155,8 +155,9 @@ def _last_wins(toc: Toc) -> tuple[dict[str, TocEntry], dict[str, list[TocEntry]]
                 raise InvalidToc(f"a chunk of {path!r} comes before the file itself")
             chunks.setdefault(path, []).append(entry)
         else:
-            entries.pop(path, None)
-            chunks.pop(path, None)
+            if path in entries:  # else it would keep the place of the one before it
+                del entries[path]
+                chunks.pop(path, None)
             entries[path] = entry
     return entries, chunks
 
@@ -205,54 +206,67 @@ def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int) -> Nod
     kind = _KINDS.get(entry.type)
     if kind is None:
         raise InvalidToc(f"{path!r} has the unknown type {entry.type[:40]!r}")
-    if kind is Kind.CHARACTER and not entry.dev_major and not entry.dev_minor:
-        kind = Kind.WHITEOUT
     if path == "" and kind is not Kind.DIRECTORY:
         raise InvalidToc(f"the layer's root is a {kind.value}, not a directory")
-    node = Node(path, kind, _MODES[entry.mode & 0o7777])
+    uid = gid = size = 0
+    xattrs, chunks = NO_XATTRS, _NO_CHUNKS
     if entry.uid or entry.gid:
-        node.uid = _within(entry.uid, 0, 0xFFFFFFFE, path, "uid") + 0
-        node.gid = _within(entry.gid, 0, 0xFFFFFFFE, path, "gid") + 0
-    node.mtime = _seconds(entry.modtime, path)
+        uid = _within(entry.uid, 0, 0xFFFFFFFE, path, "uid") + 0
+        gid = _within(entry.gid, 0, 0xFFFFFFFE, path, "gid") + 0
     if entry.xattrs:
-        for name in entry.xattrs:
-            if name.startswith(_STEERING):
-                raise InvalidToc(f"{path!r} carries the xattr {name!r}, which would steer overlayfs")
-            if not name or name in _SPACES or "\0" in name or _length(name, path) > NAME_LIMIT:
-                raise InvalidToc(f"{path!r} carries an xattr with the invalid name {name[:60]!r}")
-        # The kernel keeps user.* on files and directories only; every unpacker drops the others.
-        kept = _XATTRS if kind in (Kind.REGULAR, Kind.DIRECTORY) else _XATTRS[1:]
-        node.xattrs = {
-            _copy(name): b"".join((value, b""))
-            for name, value in entry.xattrs.items()
-            if name.startswith(kept)
-        }
+        xattrs = _xattrs(path, kind, entry.xattrs)
     if kind is Kind.REGULAR:
-        node.size = _within(entry.size, 0, _MAX_SIZE, path, "size") + 0
-        if node.size:
-            node.chunks = _chunks(path, node.size, entry, more, end)
-    elif kind is Kind.SYMLINK:
+        size = entry.size + 0
+        if size:
+            chunks = _chunks(path, size, entry, more, end)
+    mode, mtime = _MODES[entry.mode & 0o7777], _mtimes.get(entry.modtime)
+    if mtime is None:
+        mtime = _seconds(entry.modtime, path)
+    # By position, and all of them: a third of the time.
+    node = Node(path, kind, mode, uid, gid, mtime, size, "", 0, 0, xattrs, False, chunks, NO_LINKS)
+    if kind is Kind.SYMLINK:
         if not entry.link_name or "\0" in entry.link_name or _length(entry.link_name, path) > _TARGET_LIMIT:
             raise InvalidToc(f"the symlink {path!r} has an invalid target")
         node.target = _copy(entry.link_name)
     elif kind in (Kind.CHARACTER, Kind.BLOCK):
         node.major = _within(entry.dev_major, 0, 0xFFF, path, "device major number")
         node.minor = _within(entry.dev_minor, 0, 0xFFFFF, path, "device minor number")
+        if kind is Kind.CHARACTER and not node.major and not node.minor:
+            node.kind = Kind.WHITEOUT
     return node
 
 
+def _xattrs(path: str, kind: Kind, xattrs: dict[str, bytes]) -> dict[str, bytes]:
+    """Those of an entry that are kept."""
+    for name in xattrs:
+        if name.startswith(_STEERING):
+            raise InvalidToc(f"{path!r} carries the xattr {name!r}, which would steer overlayfs")
+        if not name or name in _SPACES or "\0" in name or _length(name, path) > NAME_LIMIT:
+            raise InvalidToc(f"{path!r} carries an xattr with the invalid name {name[:60]!r}")
+    # The kernel keeps user.* on files and directories only; every unpacker drops the others.
+    kept = _XATTRS if kind in (Kind.REGULAR, Kind.DIRECTORY) else _XATTRS[1:]
+    return {_copy(name): b"".join((value, b"")) for name, value in xattrs.items() if name.startswith(kept)}
+
+
 def _chunks(path: str, size: int, entry: TocEntry, more: Sequence[TocEntry], end: int) -> tuple[Chunk, ...]:
-    # A file of one piece may carry its own digest alone: legacy stargz, containers/storage.
-    whole = "" if more else entry.digest
+    offset, inner = entry.offset + 0, entry.inner_offset + 0
     if (
         not more
         and not entry.chunk_offset
         and entry.chunk_size in (0, size)
-        and 0 <= entry.offset < end
-        and 0 <= entry.inner_offset <= _MAX_SIZE - size
+        and 0 <= offset < end
+        and 0 <= inner <= _MAX_SIZE - size
+        and 0 <= size <= _MAX_SIZE
     ):
-        digest = _sha256(entry.chunk_digest or whole, path)
-        return (Chunk(entry.offset + 0, entry.inner_offset + 0, 0, size, digest),)
+        # A file of one piece may carry its own digest alone: legacy stargz, containers/storage.
+        return (Chunk(offset, inner, 0, size, _sha256(entry.chunk_digest or entry.digest, path)),)
+    return _many_chunks(path, _within(size, 0, _MAX_SIZE, path, "size"), entry, more, end)
+
+
+def _many_chunks(
+    path: str, size: int, entry: TocEntry, more: Sequence[TocEntry], end: int
+) -> tuple[Chunk, ...]:
+    whole = "" if more else entry.digest
     chunks = []
     position = 0
     before = (-1, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False  # `snapshotter.entry` waits for this module, and need not for typing
+if TYPE_CHECKING:
+    from typing import Final
 
 VERSION: Final = "0.1.0"

@@ -14,10 +14,10 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 
 import anyio
-import msgspec
 from anyio import to_thread
 
 from fetcher.logs import get_logger
@@ -46,17 +46,23 @@ _BACKLOG: Final = 64
 _FILES: Final = 3
 
 
-class _Request(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Request:
     """A command line and what it is run with; `encoding` is that of standard output."""
 
     version: str
+    encoding: str
+    directory: str
     arguments: list[str]
     environment: dict[str, str]
-    directory: str
-    encoding: str
 
 
-_REQUESTS: Final = msgspec.json.Decoder(_Request)
+def _parse(packet: bytes) -> _Request:
+    """The request in a packet of `snapshotter.entry`. Raises ValueError for anything else."""
+    version, encoding, directory, count, *rest = os.fsdecode(packet).split("\0")
+    arguments, environment = rest[: int(count)], rest[int(count) :]
+    pairs = (variable.partition("=") for variable in environment)
+    return _Request(version, encoding, directory, arguments, {name: value for name, _, value in pairs})
 
 
 @asynccontextmanager
@@ -115,8 +121,8 @@ def _run(connection: socket.socket) -> None:
     connection.settimeout(_REQUEST_SECONDS)
     data, files, _, _ = socket.recv_fds(connection, _REQUEST_LIMIT, _FILES)
     try:
-        request = _REQUESTS.decode(data)
-    except msgspec.DecodeError:  # of another version
+        request = _parse(data)
+    except ValueError:  # of another version
         return
     if request.version != VERSION or len(files) != _FILES:
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False  # `snapshotter.entry` waits for this module, and need not for typing
+if TYPE_CHECKING:
+    from typing import Final
 
 DEFAULT_CONFIG: Final = "/etc/layergate/config.toml"
 DEFAULT_ROOT: Final = "/var/lib/layergate"

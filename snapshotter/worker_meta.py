@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from functools import partial
 from typing import Final
@@ -66,6 +67,7 @@ class MetaMaking:
 def _make_meta(said: int, task: Task, tree: LayerTree) -> int:
     """Make it, and write into `said` how that went; the exit status."""
     os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    gc.disable()  # it ends before there is any garbage worth a look
     os.write(said, _made(task, tree))
     return 0
 

@@ -11,10 +11,9 @@ Runs on asyncio's event loop. Cancelled or failed, a pull leaves no active snaps
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -53,9 +52,6 @@ _ORDINARY = frozenset({"overlayfs", "native", "btrfs", "zfs", "devmapper", "bloc
 # CRI's namespace: its image service finds an image by config digest, by name and by digest.
 _CRI_NAMESPACE = "k8s.io"
 
-Announce = Callable[[PullableImage], Awaitable[None]]
-"""Tells the snapshotter which image is coming; reports its own failures, raises nothing."""
-
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
@@ -70,12 +66,16 @@ class PullResult:
         return self.states.count(state)
 
 
+def lazy_expected(snapshotter: str, annotations: Mapping[str, str]) -> bool:
+    """Whether `snapshotter` may make a layer with these annotations by itself."""
+    return snapshotter not in _ORDINARY and may_be_lazy(annotations)
+
+
 async def pull_image(
     client: ContainerdClient,
     image: PullableImage,
     *,
     snapshotter: str,
-    announce: Announce,
     progress: PullProgress,
 ) -> PullResult:
     """Pull `image` into the client's namespace and onto `snapshotter`.
@@ -87,7 +87,7 @@ async def pull_image(
     progress.layers(image.layers)
     async with client.leased(LEASE_SECONDS) as leased:
         pull = _Pull(leased, image, snapshotter, progress)
-        async with pull.downloads, _in_background(pull.announce_lazy(announce)):
+        async with pull.downloads:
             await pull.blobs.store_documents()
             await pull.build_chain()
         await pull.record()
@@ -108,9 +108,7 @@ class _Pull:
         self._snapshotter = snapshotter
         self._progress = progress
         self._chain = chain_ids(image.diff_ids)
-        self._lazy_expected = [
-            snapshotter not in _ORDINARY and may_be_lazy(layer.annotations) for layer in image.layers
-        ]
+        self._lazy_expected = [lazy_expected(snapshotter, layer.annotations) for layer in image.layers]
 
     # The chain of snapshots
 
@@ -122,11 +120,6 @@ class _Pull:
         self._download_ahead(missing)
         for number in range(missing, len(self._chain)):
             await self._build(number)
-
-    async def announce_lazy(self, announce: Announce) -> None:
-        """Announce the image to the snapshotter if that may help."""
-        if any(self._lazy_expected):
-            await announce(self._image)
 
     async def _first_missing(self) -> int:
         """The number of the lowest layer without a snapshot; those below are kept by the lease."""
@@ -265,15 +258,3 @@ class _Pull:
     def _enter(self, number: int, state: LayerState) -> None:
         self.states[number] = state
         self._progress.state(number, state)
-
-
-@asynccontextmanager
-async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run `work` beside the block, and no longer than the block."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

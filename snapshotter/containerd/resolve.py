@@ -10,7 +10,7 @@ from fetcher.blob import RegistryBlob
 from fetcher.errors import FormatError
 from fetcher.manifest import Descriptor as ManifestDescriptor
 from fetcher.manifest import Document as ServedDocument
-from fetcher.manifest import Platform, parse_diff_ids, parse_index
+from fetcher.manifest import ResolvedImage, parse_diff_ids, parse_index
 from fetcher.reference import Reference
 from fetcher.registry import RegistryClient
 from snapshotter.containerd.image import Document, PullableImage, UnusableImage
@@ -20,12 +20,12 @@ _CONFIG_LIMIT: Final = 8 << 20
 """Bytes; a config lists environment, command, history and layers, a few KB as a rule."""
 
 
-async def resolve_image(client: RegistryClient, reference: Reference, platform: Platform) -> PullableImage:
-    """The image that `reference` names, for `platform`, with its documents here and its layers not.
+async def pullable_image(client: RegistryClient, resolved: ResolvedImage) -> PullableImage:
+    """A resolved image with all of its documents here, and its layers not.
 
     Raises FetchError: the registry's, or UnusableImage.
     """
-    resolved = await client.manifest(reference, platform=platform)
+    reference = resolved.reference
     config = await client.blob_bytes(reference, resolved.config.digest, limit=_CONFIG_LIMIT)
 
     @asynccontextmanager
@@ -35,7 +35,7 @@ async def resolve_image(client: RegistryClient, reference: Reference, platform: 
             yield blocks
 
     return PullableImage(
-        name=_record_name(reference),
+        name=record_name(reference),
         host=reference.host,
         repository=reference.repository,
         digest_name=f"{reference.name}@{resolved.target.digest}",
@@ -49,7 +49,7 @@ async def resolve_image(client: RegistryClient, reference: Reference, platform: 
     )
 
 
-def _record_name(reference: Reference) -> str:
+def record_name(reference: Reference) -> str:
     """As CRI and nerdctl look for it: a digest makes the tag void (`reference.ParseDockerRef`)."""
     return f"{reference.name}@{reference.digest}" if reference.digest is not None else str(reference)
 

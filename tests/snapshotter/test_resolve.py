@@ -16,7 +16,7 @@ from fetcher.reference import parse_reference
 from fetcher.registry import RegistryClient
 from fetcher.settings import RegistrySettings
 from snapshotter.containerd.image import PullableImage, UnusableImage
-from snapshotter.containerd.resolve import resolve_image
+from snapshotter.containerd.resolve import pullable_image
 from tests import oci
 from tests.snapshotter.pull_images import text_layer
 
@@ -66,7 +66,8 @@ def resolve(
             transport=httpx.MockTransport(answer),
         )
         async with client:
-            return await resolve_image(client, parse_reference(name), Platform("linux", "amd64"))
+            resolved = await client.manifest(parse_reference(name), platform=Platform("linux", "amd64"))
+            return await pullable_image(client, resolved)
 
     (tmp_path / "config.json").write_text("{}")
     return asyncio.run(resolved())
@@ -125,7 +126,8 @@ def test_layers_are_opened_from_an_offset(tmp_path: Path) -> None:
             RegistrySettings(), CredentialStore(str(tmp_path)), transport=httpx.MockTransport(answer)
         )
         async with client:
-            image = await resolve_image(client, parse_reference(f"{HOST}/a/b:1"), Platform("linux", "amd64"))
+            reference, platform = parse_reference(f"{HOST}/a/b:1"), Platform("linux", "amd64")
+            image = await pullable_image(client, await client.manifest(reference, platform=platform))
             async with image.open_layer(image.layers[0], 5) as blocks:
                 return b"".join([block async for block in blocks])
 
