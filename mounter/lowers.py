@@ -10,14 +10,14 @@ from ROOT/layers, the record of a detached lazy lower is kept, as ROOT/lazy/<id>
 finds that no mount names it any more (`forget_released`). Blocking; callers in several processes exclude
 each other by ROOT/lazy/lock.
 
-Room for inode numbers. Each META is a tmpfs that counts its inodes from 1, so files of two layers have
-equal numbers; to the container both would be the same file (the dynamic loader then takes one library
-for another). `xino=on` in the lazy lower puts the number of the file system into the highest bits:
-w = floor(log2(F)) + 1 bits for F file systems among the lower layers (data-only layers do not
-count). The container's own overlay has `xino=on` too and needs the two highest bits of every number
-zero, or its files and directories have different st_dev. So the n real file systems have to come first
-and fit into w - 2 bits: n < 2 ** (w - 2), which empty file systems at the bottom bring about. They are
-mounted for the moment of the lazy lower's own mount only. One file system alone needs none.
+Room for inode numbers. Each META numbers its inodes for itself, so files of two layers have equal numbers;
+to the container both would be the same file (the dynamic loader then takes one library for another).
+`xino=on` in the lazy lower puts the number of the file system into the highest bits: w = floor(log2(F)) + 1
+bits for F file systems among the lower layers (data-only layers do not count). The container's own overlay
+has `xino=on` too and needs the two highest bits of every number zero, or its files and directories have
+different st_dev. So the n real file systems have to come first and fit into w - 2 bits: n < 2 ** (w - 2),
+which empty file systems at the bottom bring about. They are mounted for the moment of the lazy lower's own
+mount only. One file system alone needs none.
 
 The barrier. Whatever error a data-only layer answers, be it EIO or a dead gate's ENOTCONN, overlayfs goes
 on to the next one and returns the last one's. From LATE that is ENOENT, and a program would take a file

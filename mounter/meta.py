@@ -13,9 +13,10 @@ no name. Blocking; 4 us a file, and 20 us where it has to be a tmpfs: call it fr
 from __future__ import annotations
 
 import enum
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from fetcher.tree import LayerTree
@@ -51,6 +52,7 @@ def surely_shown(tree: LayerTree) -> bool:
 def ensure_meta(root: str, layer: str, tree: LayerTree, form: MetaForm, *, processes: int = 1) -> str:
     """Make META of `layer` if it is not there yet, and give its path. Safe against concurrent callers.
 
+    On a full disk it is a tmpfs whatever `form` says: a container can be started there all the same.
     A large tmpfs is made by so many `processes`, all but one of which are forked off this one: more than one
     is for a process with one thread and no event loop.
 
@@ -62,13 +64,20 @@ def ensure_meta(root: str, layer: str, tree: LayerTree, form: MetaForm, *, proce
         with locked(f"{target}.lock"):
             if not is_mount_point(target):
                 os.makedirs(target, mode=0o700, exist_ok=True)
-                if form is MetaForm.EROFS:
-                    made = _detached_image(os.path.dirname(target), build_image(tree, layer))
-                else:
-                    made = detached_meta_tmpfs(tree, layer=layer, source=_SOURCE, processes=processes)
-                with made as fd:
-                    attach(fd, target)
+                with ExitStack() as stack:
+                    attach(_made(stack, target, layer, tree, form, processes), target)
     return meta_path(root, layer)
+
+
+def _made(stack: ExitStack, target: str, layer: str, tree: LayerTree, form: MetaForm, processes: int) -> int:
+    """The descriptor of META as a file system that is mounted nowhere and lasts as long as `stack`."""
+    if form is MetaForm.EROFS:
+        try:
+            return stack.enter_context(_detached_image(os.path.dirname(target), build_image(tree, layer)))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+    return stack.enter_context(detached_meta_tmpfs(tree, layer=layer, source=_SOURCE, processes=processes))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from mounter.meta import MetaForm, ensure_meta, meta_path, metas, release_meta, 
 from mounter.meta_tmpfs import _LARGE
 from mounter.mountinfo import mounts_below
 from tests import trees
+from tests.fetcher.small_disk import small_disk
 from tests.mounter.mounts import device, directory, file, symlink, tree, whiteout
 
 pytestmark = pytest.mark.root
@@ -379,6 +380,16 @@ def test_a_failure_in_the_second_process_is_one_of_both(scratch: str) -> None:
     said = make_large(f"{scratch}/2", f"d/{'n' * 300}", processes=2)
     assert said == f"{errno.ENAMETOOLONG} []\n"
     assert mounts_below(scratch) == []
+
+
+def test_where_the_disk_is_full_meta_is_a_tmpfs(scratch: str) -> None:
+    nodes = tree(*(file(f"{number:0100}") for number in range(1000)))
+    with small_disk(scratch, kilobytes=100):
+        path = ensure_meta(scratch, "key", nodes, MetaForm.EROFS)
+        assert len(os.listdir(path)) == 1000
+        (mount,) = [mount for mount in mounts_below(scratch) if mount.target != scratch]
+        assert mount.fstype == "tmpfs"
+        release_meta(scratch, "key")
 
 
 def test_releasing_leaves_nothing(scratch: str, form: MetaForm) -> None:

@@ -21,8 +21,21 @@ BAD = Check("bad", False, "cannot be done", "do something")
 def test_this_host_has_the_gate_and_nothing_is_left(scratch: str) -> None:
     found = probe(scratch)
     assert [check for check in found.checks if check.ok is not True] == []
-    assert (found.mode, found.reason) == (Mode.GATE, "")
+    assert (found.mode, found.reason, found.meta) == (Mode.GATE, "", MetaForm.EROFS)
     assert mounts_below(scratch) == []
+    assert os.listdir(scratch) == []
+
+
+@pytest.mark.root
+def test_where_no_erofs_image_can_be_mounted_meta_is_a_tmpfs_and_nothing_is_left(scratch: str) -> None:
+    """The kernel mounts none from a file on a tmpfs."""
+    mount_tmpfs(scratch, options={})
+    found = probe(scratch)
+    assert (found.mode, found.reason, found.meta) == (Mode.GATE, "", MetaForm.TMPFS)
+    (warning,) = [check for check in found.checks if check.ok is not True]
+    assert (warning.name, warning.ok) == ("META as EROFS", None)
+    assert "CONFIG_EROFS_FS_BACKED_BY_FILE" in warning.remedy
+    assert [mount.target for mount in mounts_below(scratch)] == [scratch]
     assert os.listdir(scratch) == []
 
 
