@@ -22,6 +22,7 @@ from mounter.meta_tmpfs import _LARGE
 from mounter.mountinfo import mounts_below
 from tests import trees
 from tests.fetcher.small_disk import small_disk
+from tests.integration.harness import fresh_file_system
 from tests.mounter.mounts import device, directory, file, symlink, tree, whiteout
 
 pytestmark = pytest.mark.root
@@ -329,16 +330,19 @@ def test_devices_with_large_numbers(make: Make) -> None:
 
 def test_an_erofs_image_keeps_no_name_and_its_room_goes_with_the_mount(scratch: str) -> None:
     nodes = tree(*(file(f"{number:0200}") for number in range(20_000)))
-    before = os.statvfs(scratch)
-    ensure_meta(scratch, "key", nodes, MetaForm.EROFS)
-    os.sync()
-    assert sorted(os.listdir(os.path.join(scratch, "meta"))) == ["key", "key.lock"]
-    during = os.statvfs(scratch)
-    assert (before.f_bfree - during.f_bfree) * before.f_frsize > 20_000 * 400
-    release_meta(scratch, "key")
-    os.sync()
-    after = os.statvfs(scratch)
-    assert (before.f_bfree - after.f_bfree) * before.f_frsize < 20_000 * 40
+    with fresh_file_system(f"{scratch}/disk") as disk:
+
+        def taken() -> int:
+            os.sync()
+            found = os.statvfs(disk)
+            return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+        before = taken()
+        ensure_meta(disk, "key", nodes, MetaForm.EROFS)
+        assert sorted(os.listdir(os.path.join(disk, "meta"))) == ["key", "key.lock"]
+        assert taken() - before > 20_000 * 400
+        release_meta(disk, "key")
+        assert taken() - before < 20_000 * 4
 
 
 # One thread, and as many files as are worth a second process.
