@@ -164,7 +164,8 @@ class Images:
         """Begin opening each layer that has a TOC, or note where else it is; how many have one."""
         mountable = islice(layers, MAX_LOWERS)
         lazy = [(layer, layer.toc_digest) for layer in mountable if layer.toc_digest is not None]
-        for layer, toc_digest in lazy:
+        # What takes longest to open, as a rule, begins first: a container waits for all of them.
+        for layer, toc_digest in sorted(lazy, key=lambda one: -one[0].size):
             key = layer_key(layer.digest, toc_digest)
             if self._store.exists(key):
                 self._tasks.start_soon(self._is_in_this_too, source, layer.digest, key)
