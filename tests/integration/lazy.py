@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -18,7 +18,7 @@ from snapshotter.containerd.labels import chain_ids
 from snapshotter.proto import snapshots_pb2 as pb
 from snapshotter.status import Status
 from snapshotter.streams import State
-from tests.integration.harness import Container, Containerd, Layergate, Throttle, mounts
+from tests.integration.harness import CommandFailed, Container, Containerd, Layergate, Throttle, mounts
 from tests.integration.node import Node
 from tests.snapshotter.snapshots_client import mounted
 from tests.trees import Entry
@@ -190,6 +190,22 @@ class _Config(msgspec.Struct):
     rootfs: _RootFs
 
 
+def _kept_snapshot(
+    containerd: Containerd, of: list[str], make: str, key: str, chain_id: str
+) -> list[dict[str, Any]]:
+    """The mounts of a new snapshot, labelled so that it is kept: by then it may have been collected."""
+    for _ in range(5):
+        described: list[dict[str, Any]] = json.loads(containerd.ctr(*of, make, "--mounts", key, chain_id))
+        try:
+            containerd.ctr(*of, "label", key, "containerd.io/gc.root=test")
+        except CommandFailed as error:
+            if "does not exist" not in str(error):
+                raise
+        else:
+            return described
+    raise AssertionError(f"{key} was collected each time")
+
+
 @contextlib.contextmanager
 def root_file_system(
     containerd: Containerd,
@@ -204,8 +220,7 @@ def root_file_system(
     of = ["snapshots", "--snapshotter", snapshotter]
     # ctr's own `images mount` of containerd 1.6 knows its default snapshotter only.
     make = "prepare" if writable else "view"
-    described = json.loads(containerd.ctr(*of, make, "--mounts", key, chain_id))
-    containerd.ctr(*of, "label", key, "containerd.io/gc.root=test")  # or a view is collected
+    described = _kept_snapshot(containerd, of, make, key, chain_id)
     found = [pb.Mount(type=one["Type"], source=one["Source"], options=one["Options"]) for one in described]
     try:
         with mounted(found, target):
