@@ -33,7 +33,9 @@ _FILES_A_DIRECTORY: Final = 100
 _FILE_SIZE: Final = 600
 _FILES_A_LAYER: Final = 100
 _FILES_AN_IMAGE: Final = 5_000
-_IDLE_SECONDS: Final = 5.0
+_IDLE_SECONDS: Final = 10.0
+_SOON_IDLE: Final = "[lazy]\nmount_seconds = 1\n"
+"""Otherwise what containerd might still be about to mount, and the mounter, are kept for a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def crowd(
     """
     programs = _programs()
     found = []
-    with fresh_file_system(f"{work}/fs") as directory, engines.lazy(directory) as engine:
+    with fresh_file_system(f"{work}/fs") as directory, engines.lazy(directory, config=_SOON_IDLE) as engine:
         for number in range(1, marks[-1] + 1):
             own = [files_layer(number * 100 + layer, files) for layer in range(layers)]
             image = _pushed(registry, work, f"growth/crowd-{files}-{number}", [programs, *own])
