@@ -260,8 +260,8 @@ class LazyLowers:
         if changed:
             self._retained()
 
-    def layer_completed(self, layer: str) -> None:
-        """Look for lazy lowers that nothing needs any more."""
+    def look(self) -> None:
+        """Look for what nothing needs any more: a layer is complete, or nothing is done for it any more."""
         self._changed.set()
 
     async def restore(self, standing: Iterable[tuple[str, Sequence[Link]]]) -> None:

@@ -67,7 +67,8 @@ async def serve(*, root: str, address: str, config_path: str | None, level: str 
             streams = LayerStreams(
                 store,
                 config,
-                completed=lambda layer: lazy.layer_completed(layer),
+                completed=lambda _layer: lazy.look(),
+                ended=lambda _layer: lazy.look(),
                 meta_form=gates.meta_form,
             )
 

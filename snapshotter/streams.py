@@ -100,7 +100,11 @@ class _Job:
 
 
 class LayerStreams:
-    """Brings wanted layers here; `run` must be running in a task group for anything to happen."""
+    """Brings wanted layers here; `run` must be running in a task group for anything to happen.
+
+    `completed` is called when all of a layer is here, `ended` when nothing is done for it any more, as it is
+    on disk, or not wanted: until then what serves it is kept.
+    """
 
     def __init__(
         self,
@@ -109,11 +113,13 @@ class LayerStreams:
         *,
         completed: Callable[[str], None],
         meta_form: Callable[[], MetaForm],
+        ended: Callable[[str], None] | None = None,
         slot: Slot = Slot.PREFETCH,
     ) -> None:
         self._store = store
         self._config = config
         self._completed = completed
+        self._ended = ended
         self._meta_form = meta_form
         self._jobs: dict[str, _Job] = {}
         self._running: dict[int, _Job] = {}
@@ -273,6 +279,8 @@ class LayerStreams:
                 del self._jobs[job.layer]
             del self._running[id(job)]
             job.over.set()
+            if self._ended is not None:
+                self._ended(job.layer)
 
     def _came(self, job: _Job) -> None:
         job.become_prefetched()

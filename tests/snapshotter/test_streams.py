@@ -51,6 +51,7 @@ class _Node:
         self.store = LayerStore(str(path / "root"))
         self.store.create_directories()
         self.completed: list[str] = []
+        self.ended: list[str] = []
         self.config = Config()
 
     async def open(self, layer: Layer, name: str) -> str:
@@ -69,7 +70,11 @@ class _Node:
     @asynccontextmanager
     async def streams(self) -> AsyncIterator[LayerStreams]:
         streams = LayerStreams(
-            self.store, self.config, completed=self.completed.append, meta_form=lambda: MetaForm.EROFS
+            self.store,
+            self.config,
+            completed=self.completed.append,
+            ended=self.ended.append,
+            meta_form=lambda: MetaForm.EROFS,
         )
         try:
             async with anyio.create_task_group() as tasks:
@@ -112,6 +117,7 @@ async def test_a_wanted_layer_becomes_complete(node: _Node) -> None:
         assert streams.state(layer) == (State.COMPLETE, None)
         await streams.until_on_disk()
         assert not streams.works_on(layer)
+        assert node.ended == [layer]
     assert Path(node.store.fs(layer), "usr/file7").read_bytes() == bytes([7]) * 3000
     assert os.stat(os.path.join(node.store.fs(layer), "usr/first")).st_mode & 0o7777 == 0o4755
     assert os.readlink(os.path.join(node.store.fs(layer), "link")) == "usr/first"
