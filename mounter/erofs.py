@@ -2,7 +2,7 @@
 
 Only what META needs of the format (fs/erofs/erofs_fs.h in Linux): blocks of 4 KiB, inodes of 64 bytes, inline
 xattrs, no compression. A regular file is one chunk, however large, and that is a hole. Pure; some 230 bytes
-and 4 us a file.
+and 3 us a file.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ plain: there are no bytes to look for.
 
 `ensure_meta` makes a file system that is mounted nowhere yet and attaches it when it is whole. So a META
 that can be seen is complete, and a process that dies half-way leaves nothing: the file of an EROFS image has
-no name. Blocking; 4 us a file, and 20 us where it has to be a tmpfs: call it from a process that may be busy.
+no name. Blocking; 3 us a file, and 20 us where it has to be a tmpfs: call it from a process that may be busy.
 """
 
 from __future__ import annotations
