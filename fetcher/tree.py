@@ -32,7 +32,8 @@ _UNCLEAN_BEGINS = ("/", ".")
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _AUFS = ".wh..wh."
-_STEERING = ("trusted.overlay.", "user.overlay.")
+STEERING: Final = ("trusted.overlay.", "user.overlay.")
+"""The beginnings of xattrs that overlayfs obeys: none of an image's is ever taken over."""
 _SPACES = ("user.", "trusted.", "security.", "system.")
 """The name spaces that Linux has for xattrs."""
 _XATTRS = ("user.", "security.", "system.")
@@ -239,7 +240,7 @@ def _node(path: str, entry: TocEntry, more: Sequence[TocEntry], end: int) -> Nod
 def _xattrs(path: str, kind: Kind, xattrs: dict[str, bytes]) -> dict[str, bytes]:
     """Those of an entry that are kept."""
     for name in xattrs:
-        if name.startswith(_STEERING):
+        if name.startswith(STEERING):
             raise InvalidToc(f"{path!r} carries the xattr {name!r}, which would steer overlayfs")
         if not name or name in _SPACES or "\0" in name or _length(name, path) > NAME_LIMIT:
             raise InvalidToc(f"{path!r} carries an xattr with the invalid name {name[:60]!r}")

@@ -389,5 +389,5 @@ _METACOPY_XATTR: Final = _xattr(_TRUSTED, _encoded(METACOPY.removeprefix("truste
 _OPAQUE_XATTR: Final = _xattr(_TRUSTED, _encoded(OPAQUE.removeprefix("trusted.")), b"y")
 _REDIRECT_NAME: Final = _encoded(REDIRECT.removeprefix("trusted."))
 
-_USUAL_FILE: Final = struct.Struct(f"{_INODE.format}34sH{len(_REDIRECT_NAME)}s")
 _USUAL_XATTRS: Final = _XATTRS_BEGIN + _METACOPY_XATTR + bytes([len(_REDIRECT_NAME), _TRUSTED])
+_USUAL_FILE: Final = struct.Struct(f"{_INODE.format}{len(_USUAL_XATTRS)}sH{len(_REDIRECT_NAME)}s")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from fetcher.nodes import Node
+from fetcher.tree import STEERING
 
 METACOPY: Final = "trusted.overlay.metacopy"
 """Empty: the file's data are elsewhere."""
@@ -13,8 +14,6 @@ REDIRECT: Final = "trusted.overlay.redirect"
 """Where: a path in the data-only layers."""
 OPAQUE: Final = "trusted.overlay.opaque"
 """`y`: what lies below a directory does not show."""
-
-_STEERING: Final = ("trusted.overlay.", "user.overlay.")
 
 
 def data_directory(layer: str) -> bytes:
@@ -24,4 +23,4 @@ def data_directory(layer: str) -> bytes:
 
 def own_xattrs(node: Node) -> Iterator[tuple[str, bytes]]:
     """The layer's own xattrs of a node, without any that would steer overlayfs."""
-    return ((name, value) for name, value in node.xattrs.items() if not name.startswith(_STEERING))
+    return ((name, value) for name, value in node.xattrs.items() if not name.startswith(STEERING))

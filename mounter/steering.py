@@ -12,8 +12,7 @@ import errno
 import os
 
 from mounter.errors import SteeringAttribute
-
-_METACOPY = b"trusted.overlay.metacopy"
+from mounter.redirects import METACOPY
 
 
 def refuse_steering(directory: str) -> None:
@@ -36,7 +35,7 @@ def refuse_steering(directory: str) -> None:
 
 def _is_metacopy(path: str) -> bool:
     try:
-        os.getxattr(path, _METACOPY, follow_symlinks=False)
+        os.getxattr(path, METACOPY, follow_symlinks=False)
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
             return False

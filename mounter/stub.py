@@ -24,8 +24,8 @@ from mounter.files import OpenFiles
 from mounter.gate import directory_attributes, no_blocks, node_attributes, root_attributes
 from mounter.loaded import LoadedLayer
 from mounter.ondemand import OnDemand
+from mounter.redirects import OPAQUE
 
-_OPAQUE = b"trusted.overlay.opaque"
 _TOP = 0
 """What stands for a layer's top directory, which holds fs/ alone; nodes are counted from 1."""
 
@@ -173,7 +173,7 @@ class Stub(pyfuse3.Operations):
         node = await self._node(inode)
         values = {os.fsencode(name): value for name, value in node.xattrs.items()}
         if node.opaque:
-            values[_OPAQUE] = b"y"
+            values[OPAQUE.encode()] = b"y"
         return values
 
 

@@ -27,9 +27,9 @@ from fetcher.errors import FetchError, FormatError, StoreError
 from fetcher.images.tar_reading import TarReader
 from fetcher.listing import Listing, clean_path
 from fetcher.nodes import Kind
+from fetcher.tree import STEERING
 from snapshotter.optimize.inflating import inflated
 
-_STEERING: Final = ("trusted.overlay.", "user.overlay.")
 _XATTR: Final = "SCHILY.xattr."
 _ACCOUNTS_LIMIT: Final = 1 << 20
 
@@ -103,7 +103,7 @@ class Unpacker:
         os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
         for name, value in entry.pax_headers.items():
             name = name.removeprefix(_XATTR) if name.startswith(_XATTR) else ""
-            if name and not name.startswith(_STEERING):
+            if name and not name.startswith(STEERING):
                 with suppress(OSError):  # a security module's label, say, of a system unlike this one
                     os.setxattr(path, name, os.fsencode(value), follow_symlinks=False)
         if not entry.issym():
