@@ -148,6 +148,26 @@ def test_lazy_layers_are_announced_to_a_serve_that_listens(
         assert announcements.images == []
 
 
+@pytest.mark.parametrize(("snapshotter", "lazy"), [("lazy", False), ("overlayfs", True)])
+def test_an_image_that_cannot_be_lazy_there_is_not_announced(
+    containerd: Containerd, registry: Registry, snapshotter: str, lazy: bool
+) -> None:
+    layer = text_layer("ordinary", f"on {snapshotter}", lazy=lazy)
+    name = oci.push(registry.host, "ordinary/image", oci.image([layer]), tag=snapshotter)
+    address = f"{containerd.directory}/lazy.sock"
+    announcements = Announcements()
+    with serving(
+        LazyProxy(f"{containerd.directory}/ordinary-{snapshotter}", lazy={}), address, announcements
+    ):
+        done = pull(
+            containerd.address, "--snapshotter", snapshotter, "--address", address, "--plain-http", name
+        )
+        assert done.returncode == 0, done.stderr
+        assert "1 layer (1 unpacked)" in done.stdout
+        containerd.ctr("images", "remove", "--sync", name)
+    assert announcements.images == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
