@@ -11,10 +11,9 @@ from typing import Final, Protocol
 
 from fetcher.store import LayerStore
 from scripts.benchmark.group import Group, Memory
-from scripts.benchmark.host import disk_use
 from scripts.benchmark.registry import FarRegistry, PushedImage
 from scripts.containers import lowerdirs
-from tests.integration.harness import Container, Containerd, Layergate
+from tests.integration.harness import Container, Containerd, Layergate, disk_use
 from tests.integration.processes import python
 
 ON_DEMAND: Final = "[stream]\nenabled = false\n"

@@ -11,9 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from tests.integration.harness import CommandFailed, call
+from tests.integration.harness import call
 
-_LOOKS: Final = 5
 _SCRIPTS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -57,21 +56,6 @@ def _jiffies() -> tuple[int, int]:
     with open("/proc/stat", encoding="ascii") as file:
         values = [int(word) for word in file.readline().split()[1:9]]
     return values[3] + values[4], sum(values)
-
-
-def disk_use(directory: str) -> int:
-    """Bytes allocated below a directory, on its own file system."""
-    os.sync()
-    command = ["du", "--summarize", "--block-size=1", "--one-file-system", directory]
-    looks = 0
-    while True:
-        try:
-            return int(call(command).split()[0])
-        except CommandFailed:  # something was removed while it looked
-            looks += 1
-            if looks == _LOOKS:
-                raise
-            time.sleep(1)
 
 
 @dataclass(frozen=True, slots=True)

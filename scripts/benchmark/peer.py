@@ -20,9 +20,8 @@ import msgspec
 
 from scripts.benchmark.engines import Disk, blobs, wait_until
 from scripts.benchmark.group import Group, Memory
-from scripts.benchmark.host import disk_use
 from scripts.benchmark.registry import FarRegistry, PushedImage
-from tests.integration.harness import Containerd
+from tests.integration.harness import Containerd, disk_use
 from tests.integration.processes import Daemon, unmount_below
 
 _SNAPSHOTTER: Final = "stargz"

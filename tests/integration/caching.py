@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tests import oci
 from tests.estargz import Entry, Layer, build, dir, file, landmark
-from tests.integration.harness import CommandFailed, Layergate, call
+from tests.integration.harness import CommandFailed, Layergate
 from tests.integration.node import Node, eventually, program_files
 
 PROGRAMS = ("sh", "cat", "sleep", "sha256sum", "true")
@@ -49,10 +49,7 @@ class DataImage:
 
     @property
     def check(self) -> tuple[str, ...]:
-        """A container that fails unless READ_ALL prints that in it.
-
-        Its exit code says so: of what a process prints, ctr loses all now and then on a busy machine.
-        """
+        """A container that fails unless READ_ALL prints that in it."""
         return ("/bin/sh", "-c", f'test "$({READ_ALL[-1]})" = "{self.reads.strip()}"')
 
     @classmethod
@@ -60,11 +57,6 @@ class DataImage:
         """The image with these data layers on `base`."""
         image = oci.image([base, *(build(layer) for layer in layers)])
         return cls(image, f"{digest_of([entry for layer in layers for entry in layer])}  -\n")
-
-
-def disk_use(path: str) -> int:
-    """Bytes that a directory takes on its own file system, as `du -x` counts them."""
-    return int(call(["du", "-sx", "--block-size=1", path]).split()[0])
 
 
 def cache(layergate: Layergate, *arguments: str) -> dict[str, object]:

@@ -75,6 +75,10 @@ LAYERGATE: Final = (sys.executable, "-c", "from snapshotter.entry import main; m
 """The command `layergate`, of this checkout and this interpreter."""
 
 
+_LOOKS: Final = 5
+"""How often a directory is counted whose files go meanwhile."""
+
+
 class CommandFailed(Exception):
     """A program ended with an error; the message has what it printed."""
 
@@ -97,6 +101,32 @@ def call(command: Sequence[str], *, timeout: float = 300) -> str:
     if done.returncode:
         raise CommandFailed(command, done.returncode, output + done.stderr.decode(errors="replace"))
     return output
+
+
+def disk_use(directory: str) -> int:
+    """Bytes allocated below a directory, on its own file system."""
+    os.sync()
+    command = ["du", "--summarize", "--block-size=1", "--one-file-system", directory]
+    looks = 0
+    while True:
+        try:
+            return int(call(command).split()[0])
+        except CommandFailed:
+            looks += 1
+            if looks == _LOOKS:
+                raise
+            time.sleep(1)
+
+
+def _taken(path: str) -> str:
+    """The text of a file, which goes; nothing if there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return ""
+    os.unlink(path)
+    return text
 
 
 @contextlib.contextmanager
@@ -230,10 +260,23 @@ class Containerd:
         self.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, reference)
 
     def run(self, image: str, command: Sequence[str] = (), *, snapshotter: str = "overlayfs") -> str:
-        """Run a container to its end and remove it; what it prints. Raises CommandFailed."""
-        return self.ctr(
-            "run", "--rm", "--snapshotter", snapshotter, image, f"run-{uuid4().hex[:12]}", *command
-        )
+        """Run a container to its end and remove it; what it prints, errors too. Raises CommandFailed."""
+        name = f"run-{uuid4().hex[:12]}"
+        return self.printed(["run", "--rm", "--snapshotter", snapshotter], [image, name, *command], name=name)
+
+    def printed(self, options: Sequence[str], operands: Sequence[str], *, name: str) -> str:
+        """What the process `name` prints, standard error too, that `ctr OPTIONS OPERANDS` runs.
+
+        The shim writes it into a file: of what goes through a FIFO, ctr 1.6 loses all now and then on a
+        busy machine (it gives up a FIFO that it has not opened when the process ends). Raises CommandFailed.
+        """
+        path = os.path.join(self.directory, f"output-{name}")
+        try:
+            self.ctr(*options, "--log-uri", f"file://{path}", *operands)
+        except CommandFailed as failure:
+            printed = _taken(path) + failure.output
+            raise CommandFailed(failure.command, failure.returncode, printed) from None
+        return _taken(path)
 
     @contextlib.contextmanager
     def container(
@@ -299,9 +342,10 @@ class Container:
         return f"/proc/{self.pid}/root"
 
     def execute(self, *command: str) -> str:
-        """What a further process in the container prints. Raises CommandFailed."""
-        return self._containerd.ctr(
-            "tasks", "exec", "--exec-id", f"exec-{uuid4().hex[:12]}", self.name, *command
+        """What a further process in the container prints, errors too. Raises CommandFailed."""
+        name = f"exec-{uuid4().hex[:12]}"
+        return self._containerd.printed(
+            ["tasks", "exec", "--exec-id", name], [self.name, *command], name=name
         )
 
 

@@ -21,7 +21,6 @@ from tests.integration.caching import (
     DataImage,
     cache,
     data,
-    disk_use,
     layer_directories,
     programs,
     remove_image,
@@ -33,6 +32,7 @@ from tests.integration.harness import (
     CommandFailed,
     Registry,
     Throttle,
+    disk_use,
     fresh_file_system,
     mounts,
 )

@@ -23,12 +23,11 @@ from tests.integration.caching import (
     DataImage,
     cache,
     data,
-    disk_use,
     layer_directories,
     programs,
     used_by,
 )
-from tests.integration.harness import CommandFailed, Registry, call, mounts
+from tests.integration.harness import CommandFailed, Registry, call, disk_use, mounts
 from tests.integration.node import Node, eventually, running_node
 from tests.integration.processes import unmount_below
 
