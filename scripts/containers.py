@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from uuid import uuid4
 
 from tests.integration.harness import CommandFailed, Container, Containerd, mounts
@@ -32,6 +34,31 @@ def run_to_first_output(
     if process.returncode or not output:
         raise CommandFailed(ctr, process.returncode, (output + errors).decode(errors="replace"))
     return first, output.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def first_start(containerd: Containerd) -> Iterator[Callable[[], float]]:
+    """When the first container's process has been started within: seconds since 1970, by containerd's event.
+
+    Raises LookupError if none was.
+    """
+    ctr = ["ctr", "--address", containerd.address, "events", 'topic=="/tasks/start"']
+    with subprocess.Popen(ctr, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = process.stdout
+
+        def moment() -> float:
+            process.terminate()
+            line = lines.readline()
+            if not line:
+                raise LookupError("containerd has told of no container that was started")
+            day, time_of_day, zone, *_ = line.split()
+            return datetime.fromisoformat(f"{day} {time_of_day[:15]}{zone}").timestamp()
+
+        try:
+            yield moment
+        finally:
+            process.terminate()
 
 
 def lowerdirs(containerd: Containerd, container: Container) -> list[str]:

@@ -47,7 +47,8 @@ def pull(*, pulled: float, first_output: float, complete: float, **values: objec
         on_disk=complete + 1.5,
         bytes_at_first_output=45_000_000,
         bytes_at_complete=200_000_000,
-        requests_to_first_output=["GET /v2/"] * 9,
+        requests_to_start=["GET /v2/"] * 9,
+        requests_to_first_output=["GET /v2/"] * 11,
         cpu_to_first_output=0.5,
         cpu_to_complete=4.0,
         peak=None,
@@ -139,7 +140,8 @@ def test_cold_starts_are_measured_against_overlayfs_in_the_same_run() -> None:
     assert (floor.goal, floor.measured, floor.met) == ("<= 2.06 s", "1.80 s", True)
     assert row(rows, "first output, no order").met is False
     assert row(rows, "complete and native, of full pull").measured == "0.39 (4.00 s; on disk 5.50 s)"
-    assert row(rows, "requests until the container runs, 3 layers").goal == "<= 10"
+    requests = row(rows, "requests until the container runs, 3 layers")
+    assert (requests.goal, requests.measured) == ("<= 10", "9 (11 until the first output)")
     assert row(rows, "CPU until complete").met is True
     assert row(rows, "disk").met is True
     assert row(rows, "memory, highest while streaming").measured.startswith("PSS 200 MiB")

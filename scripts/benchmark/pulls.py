@@ -14,7 +14,7 @@ from scripts.benchmark.group import Group, Memory
 from scripts.benchmark.host import busy_share, drop_page_cache
 from scripts.benchmark.link import Link
 from scripts.benchmark.registry import FarRegistry, PushedImage
-from scripts.containers import run_to_first_output
+from scripts.containers import first_start, run_to_first_output
 from tests.integration.harness import call
 
 _SETTLE_SECONDS: Final = 2.0
@@ -47,8 +47,9 @@ class Pull:
     """And would be after a power loss; the same as `complete` for those that do not see to it."""
     bytes_at_first_output: int
     bytes_at_complete: int
+    requests_to_start: list[str]
+    """Until the container's process has been started; as "METHOD /path"."""
     requests_to_first_output: list[str]
-    """As "METHOD /path"."""
     cpu_to_first_output: float
     """Of the engine's group, seconds."""
     cpu_to_complete: float
@@ -76,8 +77,10 @@ def cold_start(
     To watch memory takes a sixth of a core, which the run then lacks. Raises CommandFailed, TimeoutError,
     NotNative, WrongOutput.
     """
-    busy = settle(registry)
-    with contextlib.ExitStack() as watched, _sampled(engine.group, link, registry) as samples:
+    with contextlib.ExitStack() as watched:
+        started = watched.enter_context(first_start(engine.containerd))
+        busy = settle(registry)
+        samples = watched.enter_context(_sampled(engine.group, link, registry))
         peak = watched.enter_context(engine.group.peak_memory()) if watch_memory else [None]
         begin = time.monotonic()
         with engine.group.entered():
@@ -90,12 +93,14 @@ def cold_start(
         complete = time.monotonic() - begin if engine.is_lazy else pulled
         engine.wait_until_on_disk(image)
         on_disk = time.monotonic() - begin if engine.is_lazy else pulled
+        start = started()
     if output != workload.output:
         raise WrongOutput(f"{image.reference} on {engine.snapshotter} printed {output!r}")
     engine.check(image)
     if engine.is_lazy:
         time.sleep(_IDLE_SECONDS)
     at_first, at_complete = sample_at(samples, first), sample_at(samples, begin + complete)
+    requests = registry.requests(samples[0].log_size, at_first.log_size)
     return Pull(
         pulled=round(pulled, 3),
         first_output=round(first - begin, 3),
@@ -103,7 +108,8 @@ def cold_start(
         on_disk=round(on_disk, 3),
         bytes_at_first_output=at_first.received - samples[0].received,
         bytes_at_complete=at_complete.received - samples[0].received,
-        requests_to_first_output=registry.requests(samples[0].log_size, at_first.log_size),
+        requests_to_start=[request.what for request in requests if request.at <= start],
+        requests_to_first_output=[request.what for request in requests],
         cpu_to_first_output=round(at_first.cpu - samples[0].cpu, 2),
         cpu_to_complete=round(at_complete.cpu - samples[0].cpu, 2),
         peak=peak[0],

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Self
 
 from scripts.benchmark.link import FAR_ADDRESS, Link
@@ -39,6 +40,16 @@ class PushedImage:
     def repository(self) -> str:
         """The reference without host and tag."""
         return self.reference.partition("/")[2].rpartition(":")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One that the registry was asked."""
+
+    at: float
+    """Seconds since 1970."""
+    what: str
+    """As "METHOD /path"."""
 
 
 class FarRegistry:
@@ -96,20 +107,23 @@ class FarRegistry:
         """Bytes of the log so far, to give to `requests`."""
         return os.path.getsize(self._log)
 
-    def requests(self, since: int, until: int) -> list[str]:
-        """The requests that came in while the log grew from one size to the other, as "METHOD /path"."""
+    def requests(self, since: int, until: int) -> list[Request]:
+        """The requests that came in while the log grew from one size to the other."""
         with open(self._log, "rb") as file:
             file.seek(since)
             text = file.read(until - since).decode(errors="replace")
-        found = []
-        for line in text.splitlines():
-            if 'msg="authorizing request"' in line:  # once a request, when it comes in
-                method = re.search(r"http\.request\.method=(\S+)", line)
-                uri = re.search(r'http\.request\.uri="?([^" ]+)', line)
-                assert method is not None, line
-                assert uri is not None, line
-                found.append(f"{method[1]} {uri[1]}")
-        return found
+        # This is logged once a request, when it comes in.
+        return [_request(line) for line in text.splitlines() if 'msg="authorizing request"' in line]
+
+
+def _request(line: str) -> Request:
+    at = re.search(r'time="([^"]+)"', line)
+    method = re.search(r"http\.request\.method=(\S+)", line)
+    uri = re.search(r'http\.request\.uri="?([^" ]+)', line)
+    assert at is not None, line
+    assert method is not None, line
+    assert uri is not None, line
+    return Request(datetime.fromisoformat(at[1]).timestamp(), f"{method[1]} {uri[1]}")
 
 
 def _blob(layout: str, digest: str) -> bytes:
