@@ -10,7 +10,7 @@ reports over its pipe and stops when the pipe closes, so it does not outlive
       |  <---- Ready -----  |   META stands: the layer can be mounted. A process of its own makes it meanwhile
       |  <-- Prefetched --  |   [0, landmark) is here
       |  ---- Continue -->  |   (or Stop: give the processor to another layer's prefetch). Of a large layer
-      |                     |   a process of its own places small files
+      |                     |   over a fast link, a process of its own places small files
       |  <----- Here -----  |   every file is here: containers can have the plain directory
       |  <--- Complete ---  |   it is on disk, and the completion mark stands
       |  <---- Failed ----  |   instead of any of the above
@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import signal
+import time
 from multiprocessing.connection import Connection
 from typing import Final
 
@@ -66,6 +68,8 @@ _RECEIVE_BUFFER = 1 << 20
 _WAIT_SECONDS = 0.05
 _THREADS: Final = 2
 """For large members of the prefetch range, which a container waits for, and of layers worth two processes."""
+_TELLING_BYTES: Final = 4 << 20
+"""A prefetch range of at least so many compressed bytes tells how fast the link is, round trips and all."""
 _LOOKED_UP: Final = ("etc/passwd", "etc/group")
 _LOOKED_UP_SPAN: Final = 256 << 10
 """Compressed bytes between them that cost less than a request."""
@@ -119,6 +123,8 @@ class _Worker:
         """What is in fs/ may be shown: it was written since the machine started, or verified."""
         self._prefetched = False
         self._streaming = False
+        self._link_rate = math.inf
+        """Bytes a second that came of the prefetch range, if that was large enough to tell."""
         self._pace: Pace
 
     def work(self) -> None:
@@ -209,9 +215,13 @@ class _Worker:
             store.mark_boot(task.layer)
             log.info("verified_after_restart", dropped_files=dropped)
         self._trusted.set()
+        begun, before = time.monotonic(), self._progress[Field.FETCHED_PREFETCH]
         async with self._sources() as sources:
             for start, end in _first_spans(plain.tree):
                 await self._stream(sources, Field.FETCHED_PREFETCH, start, end, _go_on)
+        came = self._progress[Field.FETCHED_PREFETCH] - before
+        if came >= _TELLING_BYTES:
+            self._link_rate = came / (time.monotonic() - begun)
         log.debug("prefetched")
         await self._report_prefetched()
 
@@ -243,7 +253,7 @@ class _Worker:
         # A look at every file is work, too, and a container may be about to start.
         anyio.run(self._pace.keep, 0)
         self._plain.make_directories()
-        if not is_worth_two(_count(self._plain, self._progress)):
+        if not is_worth_two(_count(self._plain, self._progress), self._link_rate):
             anyio.run(self._bring_all, None)
             return
         with contextlib.closing(ProcessPlacer(self._task.layer, self._plain)) as placer:

@@ -29,8 +29,10 @@ log = get_logger("layergate.worker")
 
 _LEAST_COST: Final = 24 << 20
 """A quarter of a second of work; below that it is not worth the memory."""
+_SECONDS_A_BYTE: Final = 10e-9
+"""To inflate, verify and write a compressed one."""
 _FILE_COST: Final = 6 << 10
-"""Compressed bytes that take as long to inflate, verify and write (10 ns each) as making one file does."""
+"""Compressed bytes that take as long as making one file does."""
 _BATCH_COST: Final = 512 << 10
 """5 ms of work."""
 _SLOTS: Final = 2
@@ -43,9 +45,15 @@ _ANSWER: Final = struct.Struct("<i")
 _FAILED: Final = -1
 
 
-def is_worth_two(members: Sequence[Member]) -> bool:
-    """Whether to have a second process for what is missing. Pure."""
-    return sum(map(_cost, members)) >= _LEAST_COST and (os.cpu_count() or 1) > 1
+def is_worth_two(members: Sequence[Member], link_rate: float) -> bool:
+    """Whether to have a second process for what is missing. Pure, but for the number of processors.
+
+    One process alone keeps up with a link that takes twice as long for it; `link_rate` is in bytes a second,
+    infinite if nothing is known.
+    """
+    cost = sum(map(_cost, members))
+    on_the_link = sum(member.end - member.offset for member in members) / link_rate
+    return cost >= max(_LEAST_COST, on_the_link / (2 * _SECONDS_A_BYTE)) and (os.cpu_count() or 1) > 1
 
 
 class _Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -206,4 +207,12 @@ def test_two_processes_are_for_layers_that_cost_enough(tmp_path: Path) -> None:
         directory = tmp_path / str(count)
         directory.mkdir()
         layer = _Streamed(directory, numbered(count, 10))
-        assert is_worth_two(layer.tree.members) == worth
+        assert is_worth_two(layer.tree.members, math.inf) == worth
+
+
+def test_over_a_slow_link_one_process_keeps_up(tmp_path: Path) -> None:
+    members = _Streamed(tmp_path, numbered(5000, 10)).tree.members
+    work = 0.31  # seconds; 5,000 files of 60 us and their bytes
+    size = sum(member.end - member.offset for member in members)
+    assert is_worth_two(members, size / work)
+    assert not is_worth_two(members, size / (3 * work))
