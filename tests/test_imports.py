@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -75,3 +77,12 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
 @pytest.mark.parametrize("module", sorted(_PURE))
 def test_pure_modules_do_no_io(module: str) -> None:
     assert _imported(module) & _IO == set()
+
+
+@pytest.mark.parametrize("process", ["snapshotter.serve", "snapshotter.worker", "mounter.process"])
+def test_processes_that_stay_load_no_libraries_of_the_command(process: str) -> None:
+    code = f"import sys, {process}, httpx; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+    assert "httpx" in loaded
+    assert not {"rich", "pygments", "click"} & {*loaded}
