@@ -101,6 +101,8 @@ class RegistryBlob:
                 ) as answer:
                     skip = self._check(answer, position, end)
                     async for block in answer.blocks:
+                        if answer.window is not None:
+                            answer.window.arrived(len(block))
                         if skip:
                             dropped = min(skip, len(block))
                             skip -= dropped

@@ -19,6 +19,7 @@ from fetcher.auth import Authenticator, parse_challenges
 from fetcher.credentials import CredentialStore
 from fetcher.errors import RegistryUnreachable
 from fetcher.http import Subject, close_body, discard, network_errors, raise_status
+from fetcher.window import ReceiveWindow
 
 Kind = Literal["manifest", "blob", "token", "upload"]
 WriteMethod = Literal["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"]
@@ -35,12 +36,16 @@ _REMEMBERED: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A registry's final answer; `blocks` is its body as it comes, if `status` is below 400."""
+    """A registry's final answer; `blocks` is its body as it comes, if `status` is below 400.
+
+    Who reads much of it tells `window` of each block, if there is one.
+    """
 
     status: int
     headers: httpx.Headers
     blocks: AsyncIterator[bytes]
     url: httpx.URL
+    window: ReceiveWindow | None
 
 
 class Body(Protocol):
@@ -74,10 +79,12 @@ class Exchange:
         http: httpx.AsyncClient,
         credentials: CredentialStore,
         *,
+        receive_buffer: int | None = None,
         on_request: CountRequest | None = None,
         on_bytes: CountBytes | None = None,
     ) -> None:
         self._http = http
+        self._receive_buffer = receive_buffer
         self._on_request = on_request
         self._on_bytes = on_bytes
         self._authenticator = Authenticator(credentials, self._send_for_token)
@@ -138,11 +145,23 @@ class Exchange:
                     raise subject.protocol_error(f"the answer is encoded ({encoding}), though it must not be")
                 if method == "HEAD":
                     await response.aread()
-                yield Answer(response.status_code, response.headers, blocks, response.request.url)
+                yield Answer(
+                    response.status_code,
+                    response.headers,
+                    blocks,
+                    response.request.url,
+                    self._window(response),
+                )
         finally:
             if self._on_bytes is not None:
                 self._on_bytes(kind, response.num_bytes_downloaded)
             await close_body(response, blocks)
+
+    def _window(self, response: httpx.Response) -> ReceiveWindow | None:
+        stream = response.extensions.get("network_stream")  # a transport of a test's has none
+        if self._receive_buffer is None or stream is None:
+            return None
+        return ReceiveWindow(stream.get_extra_info("socket"), self._receive_buffer)
 
     async def _respond(
         self,

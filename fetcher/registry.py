@@ -57,9 +57,9 @@ class RegistryClient:
     """Fetches from registries; an async context manager.
 
     `receive_buffer` bounds the socket buffer (SO_RCVBUF, bytes) of its connections, so that a stream
-    which is not read from soon stops the sender. `on_request` is told the kind of each HTTP request,
-    redirected ones included, and `on_bytes` the bytes of each body when it ends. `transport` and
-    `sleep` are seams for tests.
+    which is not read from soon stops the sender; slow links get a smaller one. `on_request` is told the
+    kind of each HTTP request, redirected ones included, and `on_bytes` the bytes of each body when it
+    ends. `transport` and `sleep` are seams for tests.
     """
 
     def __init__(
@@ -84,7 +84,13 @@ class RegistryClient:
             headers={"User-Agent": f"layergate/{VERSION}", "Accept": "*/*", "Accept-Encoding": "identity"},
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept ones would grow without bound
         )
-        self._exchange = Exchange(self._http, credentials, on_request=on_request, on_bytes=on_bytes)
+        self._exchange = Exchange(
+            self._http,
+            credentials,
+            receive_buffer=receive_buffer,
+            on_request=on_request,
+            on_bytes=on_bytes,
+        )
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
