@@ -19,7 +19,8 @@ _LEAST: Final = 128 << 10
 _INTERVAL_SECONDS: Final = 0.1
 _PAUSE_SECONDS: Final = 2 * _INTERVAL_SECONDS
 """An interval this long was one in which nobody read: it tells nothing."""
-_QUEUE_SECONDS: Final = 0.02
+_QUEUE_SECONDS: Final = 0.04
+"""Half of it, and a stream whose files take longer than they come would wait for the sender at 1 Gbit/s."""
 _ROUND_TRIPS: Final = 1.5
 """More than one, or a stream that its window holds back would never get a larger one."""
 _STEP: Final = 8
