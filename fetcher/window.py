@@ -25,6 +25,7 @@ _ROUND_TRIPS: Final = 1.5
 """More than one, or a stream that its window holds back would never get a larger one."""
 _STEP: Final = 8
 """Changes of less than one in so many are not worth a system call."""
+_INT: Final = struct.Struct("i")
 _MIN_RTT: Final = struct.Struct("=148xI")
 """Of struct tcp_info (include/uapi/linux/tcp.h): tcpi_min_rtt, microseconds."""
 _UNKNOWN: Final = 0xFFFFFFFF
@@ -41,13 +42,17 @@ class Connection(Protocol):
 
 
 class ReceiveWindow:
-    """Fits the receive buffer (SO_RCVBUF) of a connection to what arrives; `most` bytes, as at the start."""
+    """Fits the receive buffer (SO_RCVBUF) of a connection to what arrives; at most `most` bytes.
+
+    A connection may have had one before, for an answer before this one.
+    """
 
     def __init__(
         self, connection: Connection, most: int, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._connection = connection
-        self._most = self._size = most
+        self._most = most
+        self._size = 0
         self._clock = clock
         self._since = clock()
         self._came = 0
@@ -68,6 +73,9 @@ class ReceiveWindow:
         round_trip = self._round_trip()
         if round_trip is None:
             return
+        if not self._size:
+            told = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _INT.size)
+            self._size = _INT.unpack(told)[0] // 2  # socket(7): the kernel doubles it
         size = int(rate * max(_QUEUE_SECONDS, _ROUND_TRIPS * round_trip))
         size = max(_LEAST, min(size, self._most))
         if abs(size - self._size) > self._size // _STEP:

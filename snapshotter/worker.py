@@ -64,7 +64,8 @@ log = get_logger("layergate.worker")
 _PREFETCH_NICE = 4
 _BACKGROUND_NICE = 10
 _RECEIVE_BUFFER = 1 << 20
-"""Bytes of socket buffer a background stream may fill while it yields to foreground work."""
+"""Bytes of socket buffer a background stream may fill while it yields to foreground work. A prefetch, which
+yields to nobody, has the kernel's own choice, which net.core.rmem_max does not bound."""
 _WAIT_SECONDS = 0.05
 _THREADS: Final = 2
 """For large members of the prefetch range, which a container waits for, and of layers worth two processes."""
@@ -216,7 +217,7 @@ class _Worker:
             log.info("verified_after_restart", dropped_files=dropped)
         self._trusted.set()
         begun, before = time.monotonic(), self._progress[Field.FETCHED_PREFETCH]
-        async with self._sources() as sources:
+        async with self._sources(receive_buffer=None) as sources:
             for start, end in _first_spans(plain.tree):
                 await self._stream(sources, Field.FETCHED_PREFETCH, start, end, _go_on)
         came = self._progress[Field.FETCHED_PREFETCH] - before
@@ -260,16 +261,16 @@ class _Worker:
             anyio.run(self._bring_all, placer)
 
     async def _bring_all(self, placer: ProcessPlacer | None) -> None:
-        async with self._sources() as sources:
+        async with self._sources(_RECEIVE_BUFFER) as sources:
             await self._stream(
                 sources, Field.FETCHED_BACKGROUND, 0, self._tree.end, self._pace.keep, placer=placer
             )
 
-    def _sources(self) -> BlobSources:
+    def _sources(self, receive_buffer: int | None) -> BlobSources:
         def count_request(_kind: str) -> None:
             self._progress.add(Field.REQUESTS, 1)
 
-        return BlobSources(self._task.registry, receive_buffer=_RECEIVE_BUFFER, on_request=count_request)
+        return BlobSources(self._task.registry, receive_buffer=receive_buffer, on_request=count_request)
 
     async def _stream(
         self,

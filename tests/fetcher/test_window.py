@@ -23,6 +23,8 @@ class Link:
         self._told = 0xFFFFFFFF if round_trip is None else int(round_trip * 1e6)
 
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
+        if (level, option) == (socket.SOL_SOCKET, socket.SO_RCVBUF):
+            return struct.pack("i", 2 * self.size)
         assert (level, option) == (socket.IPPROTO_TCP, socket.TCP_INFO)
         return (bytes(148) + struct.pack("=I", self._told))[:size]
 
@@ -76,6 +78,14 @@ def test_a_steady_link_is_not_set_again() -> None:
     for _ in range(10):
         link.bring(window, 12e6)
     assert link.changes == 1
+
+
+def test_the_next_answer_on_a_connection_goes_on_from_there() -> None:
+    link = Link(round_trip=0.02)
+    link.bring(link.window(), 1000)
+    assert link.size == _LEAST
+    link.bring(link.window(), 1e9)
+    assert link.size == _MOST
 
 
 def test_a_pause_tells_nothing() -> None:
