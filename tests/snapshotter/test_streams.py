@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import multiprocessing
 import os
 import random
-import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
-from fetcher.blob import FileBlob
 from fetcher.errors import StoreError
-from fetcher.opening import open_layer
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field
 from fetcher.settings import RegistrySettings
-from fetcher.store import FileSource, LayerStore
 from mounter.meta import MetaForm, meta_path, metas, release_meta
 from mounter.uses import unused
 from snapshotter.config import Config, StreamConfig
 from snapshotter.errors import Unavailable
-from snapshotter.streams import LayerStreams, State
+from snapshotter.streams import State
 from snapshotter.worker import run_worker
 from snapshotter.worker_messages import Continue, Failed, Here, Task
-from tests.estargz import Entry, Layer, build, dir, file, landmark, symlink
+from tests.estargz import Entry, build, dir, file, landmark, symlink
+from tests.snapshotter.stream_node import PATIENCE_SECONDS, StreamNode, until
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
-
-_PATIENCE_SECONDS = 60.0
-_MANY = 4500
-"""Files that cost enough for two processes."""
 
 
 @pytest.fixture
@@ -43,58 +33,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class _Node:
-    """A store with layers from blobs in files, and what was completed."""
-
-    def __init__(self, path: Path) -> None:
-        self.blobs = path
-        self.store = LayerStore(str(path / "root"))
-        self.store.create_directories()
-        self.completed: list[str] = []
-        self.ended: list[str] = []
-        self.config = Config()
-
-    async def open(self, layer: Layer, name: str) -> str:
-        path = self.blobs / name
-        path.write_bytes(layer.blob)
-        return await open_layer(
-            self.store,
-            FileBlob(str(path)),
-            digest=layer.digest,
-            size=len(layer.blob),
-            promised_toc_digest=layer.toc_digest,
-            source=FileSource(str(path)),
-            image=name,
-        )
-
-    @asynccontextmanager
-    async def streams(self) -> AsyncIterator[LayerStreams]:
-        streams = LayerStreams(
-            self.store,
-            self.config,
-            completed=self.completed.append,
-            ended=self.ended.append,
-            meta_form=lambda: MetaForm.EROFS,
-        )
-        try:
-            async with anyio.create_task_group() as tasks:
-                await tasks.start(streams.run)
-                yield streams
-                tasks.cancel_scope.cancel()
-        finally:
-            for layer in metas(self.store.root):
-                release_meta(self.store.root, layer)
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(_PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - other processes make it true
-            await anyio.sleep(0.01)
-
-
 @pytest.fixture
-def node(tmp_path: Path) -> _Node:
-    return _Node(tmp_path)
+def node(tmp_path: Path) -> StreamNode:
+    return StreamNode(tmp_path)
 
 
 def _entries(count: int = 20) -> list[Entry]:
@@ -107,13 +48,13 @@ def _entries(count: int = 20) -> list[Entry]:
     ]
 
 
-async def test_a_wanted_layer_becomes_complete(node: _Node) -> None:
+async def test_a_wanted_layer_becomes_complete(node: StreamNode) -> None:
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
         assert streams.state(layer) == (State.STUB, None)
         await streams.ready(layer)
         assert os.path.exists(os.path.join(meta_path(node.store.root, layer), "usr/first"))
-        await _until(lambda: node.completed == [layer])
+        await until(lambda: node.completed == [layer])
         assert streams.state(layer) == (State.COMPLETE, None)
         await streams.until_on_disk()
         assert not streams.works_on(layer)
@@ -126,7 +67,7 @@ async def test_a_wanted_layer_becomes_complete(node: _Node) -> None:
     assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
 
 
-async def test_what_another_boot_left_is_verified_before_the_layer_can_be_mounted(node: _Node) -> None:
+async def test_what_another_boot_left_is_verified_before_the_layer_can_be_mounted(node: StreamNode) -> None:
     layer = await node.open(build(_entries()), "image")
     node.store.distrust(layer)
     torn = Path(node.store.fs(layer), "usr/file7")
@@ -135,18 +76,18 @@ async def test_what_another_boot_left_is_verified_before_the_layer_can_be_mounte
     async with node.streams() as streams, anyio.create_task_group() as tasks:
         with node.store.lock(layer):  # somebody else is at it
             tasks.start_soon(streams.ready, layer)
-            await _until(lambda: metas(node.store.root) == [layer])
+            await until(lambda: metas(node.store.root) == [layer])
             await anyio.sleep(0.3)
             assert not streams._jobs[layer].ready.is_set()
             assert torn.read_bytes() == b"\0" * 3000
         await streams.ready(layer)
         assert not torn.exists() or torn.read_bytes() == bytes([7]) * 3000
-        await _until(lambda: node.completed == [layer])
+        await until(lambda: node.completed == [layer])
     assert torn.read_bytes() == bytes([7]) * 3000
 
 
 @pytest.mark.parametrize("apart", [10, 300_000])
-async def test_what_containerd_reads_before_a_start_is_here_first(node: _Node, apart: int) -> None:
+async def test_what_containerd_reads_before_a_start_is_here_first(node: StreamNode, apart: int) -> None:
     node.config = Config(stream=StreamConfig(enabled=False))
     between = random.Random(1).randbytes(apart)
     entries = [
@@ -166,45 +107,45 @@ async def test_what_containerd_reads_before_a_start_is_here_first(node: _Node, a
     assert here == {"first", "etc/group", "etc/passwd"} | ({"etc/between"} if apart == 10 else set())
 
 
-def _is_here(node: _Node, layer: str, name: str) -> bool:
+def _is_here(node: StreamNode, layer: str, name: str) -> bool:
     return os.path.exists(os.path.join(node.store.fs(layer), name))
 
 
-async def test_a_layer_that_cannot_be_marked_as_used_is_tried_again(node: _Node) -> None:
+async def test_a_layer_that_cannot_be_marked_as_used_is_tried_again(node: StreamNode) -> None:
     layer = await node.open(build(_entries()), "image")
     uses = Path(node.store.root, "uses")
     uses.write_bytes(b"")  # where the directory is to be
     async with node.streams() as streams:
         streams.want(layer)
-        await _until(lambda: streams.state(layer)[0] is State.FAILED)
+        await until(lambda: streams.state(layer)[0] is State.FAILED)
         assert "uses" in str(streams.state(layer)[1])
         uses.unlink()
-        await _until(lambda: node.completed == [layer])
+        await until(lambda: node.completed == [layer])
 
 
-async def test_more_layers_than_places_all_become_complete(node: _Node) -> None:
+async def test_more_layers_than_places_all_become_complete(node: StreamNode) -> None:
     layers = [await node.open(build(_entries(count)), f"image{count}") for count in range(1, 10)]
     async with node.streams() as streams:
         for layer in layers:
             streams.want(layer)
-        await _until(lambda: sorted(node.completed) == sorted(layers))
+        await until(lambda: sorted(node.completed) == sorted(layers))
 
 
-async def test_without_streaming_only_the_prefetch_range_comes(node: _Node) -> None:
+async def test_without_streaming_only_the_prefetch_range_comes(node: StreamNode) -> None:
     node.config = Config(stream=StreamConfig(enabled=False))
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
         await streams.ready(layer)
         fs = Path(node.store.fs(layer))
-        await _until(lambda: (fs / "usr/first").exists())
-        await _until(lambda: streams.state(layer)[0] is State.STUB)
+        await until(lambda: (fs / "usr/first").exists())
+        await until(lambda: streams.state(layer)[0] is State.STUB)
         assert not (fs / "usr/file3").exists()
         streams.configure(Config())
-        await _until(lambda: node.completed == [layer])
+        await until(lambda: node.completed == [layer])
     assert (fs / "usr/file3").exists()
 
 
-async def test_wrong_bytes_fail_the_layer_and_show_nothing(node: _Node) -> None:
+async def test_wrong_bytes_fail_the_layer_and_show_nothing(node: StreamNode) -> None:
     good = build(_entries())
     layer = await node.open(good, "image")
     path = node.blobs / "image"
@@ -214,14 +155,14 @@ async def test_wrong_bytes_fail_the_layer_and_show_nothing(node: _Node) -> None:
     path.write_bytes(blob)
     async with node.streams() as streams:
         await streams.ready(layer)
-        await _until(lambda: streams.state(layer)[0] is State.FAILED)
+        await until(lambda: streams.state(layer)[0] is State.FAILED)
         assert streams.state(layer)[1]
         wrong = member.pieces[0][0]
         assert not os.path.exists(os.path.join(node.store.fs(layer), wrong.path))
         assert not node.store.is_complete(layer)
 
 
-async def test_a_layer_that_nobody_wants_any_more_is_left(node: _Node) -> None:
+async def test_a_layer_that_nobody_wants_any_more_is_left(node: StreamNode) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1))
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
@@ -231,7 +172,7 @@ async def test_a_layer_that_nobody_wants_any_more_is_left(node: _Node) -> None:
     assert not node.store.is_complete(layer)
 
 
-async def test_a_layer_whose_toc_is_damaged_on_disk_is_unavailable(node: _Node) -> None:
+async def test_a_layer_whose_toc_is_damaged_on_disk_is_unavailable(node: StreamNode) -> None:
     layer = await node.open(build(_entries()), "image")
     Path(node.store.directory(layer), "toc.json").write_bytes(b"{}")
     async with node.streams() as streams:
@@ -239,18 +180,18 @@ async def test_a_layer_whose_toc_is_damaged_on_disk_is_unavailable(node: _Node) 
             await streams.ready(layer)
 
 
-async def test_meta_of_a_complete_layer_is_built_without_its_blob(node: _Node) -> None:
+async def test_meta_of_a_complete_layer_is_built_without_its_blob(node: StreamNode) -> None:
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
         streams.want(layer)
-        await _until(lambda: node.completed == [layer])
+        await until(lambda: node.completed == [layer])
         release_meta(node.store.root, layer)
         (node.blobs / "image").unlink()
         await streams.ready(layer)
         assert metas(node.store.root) == [layer]
 
 
-async def test_after_a_power_loss_a_file_with_other_content_is_fetched_again(node: _Node) -> None:
+async def test_after_a_power_loss_a_file_with_other_content_is_fetched_again(node: StreamNode) -> None:
     layer = await node.open(build(_entries()), "image")
     fs = Path(node.store.fs(layer))
     (fs / "usr").mkdir()
@@ -260,54 +201,54 @@ async def test_after_a_power_loss_a_file_with_other_content_is_fetched_again(nod
     Path(node.store.directory(layer), "boot").write_text("another")
     async with node.streams() as streams:
         streams.want(layer)
-        await _until(lambda: node.completed == [layer])
+        await until(lambda: node.completed == [layer])
     assert (fs / "usr/file3").read_bytes() == bytes([3]) * 3000
     assert (fs / "usr/file4").stat().st_ino == kept
 
 
-async def test_paused_streams_bring_only_what_is_waited_for(node: _Node) -> None:
+async def test_paused_streams_bring_only_what_is_waited_for(node: StreamNode) -> None:
     layer = await node.open(build(_entries()), "image")
     fs = Path(node.store.fs(layer))
     async with node.streams() as streams:
         streams.pause()
         await streams.ready(layer)
-        await _until(lambda: (fs / "usr/first").exists())
-        await _until(lambda: streams.state(layer)[0] is State.STUB)
+        await until(lambda: (fs / "usr/first").exists())
+        await until(lambda: streams.state(layer)[0] is State.STUB)
         assert not (fs / "usr/file3").exists()
         streams.resume()
-        await _until(lambda: node.completed == [layer])
+        await until(lambda: node.completed == [layer])
 
 
-async def test_a_running_stream_is_paused_and_goes_on_where_it_was(node: _Node) -> None:
+async def test_a_running_stream_is_paused_and_goes_on_where_it_was(node: StreamNode) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1, parallel_layers=1))
     layer = await node.open(build(_entries(250)), "image")
     async with node.streams() as streams:
         await streams.ready(layer)
-        await _until(lambda: node.store.progress(layer)[Field.STOP] != 0)
+        await until(lambda: node.store.progress(layer)[Field.STOP] != 0)
         streams.pause()
-        await _until(lambda: streams.state(layer)[0] is State.STUB)
+        await until(lambda: streams.state(layer)[0] is State.STUB)
         assert streams.works_on(layer)
         assert not node.store.is_complete(layer)
         streams.configure(Config())
         await anyio.wait_all_tasks_blocked()
         assert streams.state(layer)[0] is State.STUB, "another configuration does not make room"
         streams.resume()
-        await _until(lambda: node.completed == [layer])
+        await until(lambda: node.completed == [layer])
 
 
-async def test_resuming_tries_again_at_once_what_failed(node: _Node) -> None:
+async def test_resuming_tries_again_at_once_what_failed(node: StreamNode) -> None:
     layer = await node.open(build(_entries()), "image")
     blob = node.blobs / "image"
     blob.rename(node.blobs / "elsewhere")
     async with node.streams() as streams:
         await streams.ready(layer)
-        await _until(lambda: streams.state(layer)[0] is State.FAILED)
+        await until(lambda: streams.state(layer)[0] is State.FAILED)
         (node.blobs / "elsewhere").rename(blob)
         streams.resume()
-        await _until(lambda: node.completed == [layer])
+        await until(lambda: node.completed == [layer])
 
 
-async def test_a_dropped_layer_is_worked_on_by_nobody(node: _Node) -> None:
+async def test_a_dropped_layer_is_worked_on_by_nobody(node: StreamNode) -> None:
     node.config = Config(stream=StreamConfig(bytes_per_second=1, parallel_layers=1))
     layers = [await node.open(build(_entries(count)), f"image{count}") for count in (200, 250)]
     async with node.streams() as streams:
@@ -326,7 +267,7 @@ async def test_a_dropped_layer_is_worked_on_by_nobody(node: _Node) -> None:
             assert free
 
 
-async def test_a_stream_waits_by_itself_while_too_little_is_free(node: _Node) -> None:
+async def test_a_stream_waits_by_itself_while_too_little_is_free(node: StreamNode) -> None:
     node.config = Config(stream=StreamConfig(parallel_layers=2))
     noise = random.Random(1)
     large = await node.open(build([file(f"file{n}", noise.randbytes(1 << 20)) for n in range(12)]), "large")
@@ -335,108 +276,19 @@ async def test_a_stream_waits_by_itself_while_too_little_is_free(node: _Node) ->
     async with node.streams() as streams:
         streams.keep_free(1 << 62)
         streams.want(large)
-        await _until(lambda: progress[Field.FETCHED_BACKGROUND] >= 2 << 20)
+        await until(lambda: progress[Field.FETCHED_BACKGROUND] >= 2 << 20)
         streams.want(small)
-        await _until(lambda: node.completed == [small])
+        await until(lambda: node.completed == [small])
         assert progress[Field.FETCHED_BACKGROUND] <= 4 << 20
         streams.keep_free(0)
-        await _until(lambda: sorted(node.completed) == sorted([small, large]))
+        await until(lambda: sorted(node.completed) == sorted([small, large]))
 
 
-def _large(count: int = _MANY) -> Layer:
-    """A layer that two processes place."""
-    return build([dir("d/"), *(file(f"d/{number:04}", b"%d" % number * 9) for number in range(count))])
-
-
-def _placers(layer: str) -> list[int]:
-    """The processes that place what a layer's worker receives."""
-    found = []
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError):
-            if f"worker {layer}, placer" in Path("/proc", name, "cmdline").read_text():
-                found.append(int(name))
-    return found
-
-
-def _are_all_here(node: _Node, layer: str, count: int = _MANY) -> bool:
-    fs = Path(node.store.fs(layer), "d")
-    return all((fs / f"{number:04}").read_bytes() == b"%d" % number * 9 for number in range(count))
-
-
-async def test_a_large_layer_is_placed_by_two_processes(node: _Node) -> None:
-    node.config = Config(stream=StreamConfig(bytes_per_second=1))
-    layer = await node.open(_large(), "image")
-    progress = node.store.progress(layer)
-    async with node.streams() as streams:
-        streams.want(layer)
-        await _until(lambda: len(_placers(layer)) == 1)
-        streams.configure(Config())
-        await _until(lambda: node.completed == [layer])
-        assert _placers(layer) == []
-    assert _are_all_here(node, layer)
-    assert progress[Field.FILES_DONE] == progress[Field.FILES_TOTAL] == _MANY
-    assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
-    tree = node.store.tree(layer)
-    assert progress[Field.FETCHED_BACKGROUND] == tree.end - tree.members[0].offset, "no byte twice"
-
-
-async def test_the_placer_ends_with_its_worker(node: _Node) -> None:
-    node.config = Config(stream=StreamConfig(bytes_per_second=1))
-    layer = await node.open(_large(), "image")
-    async with node.streams() as streams:
-        streams.want(layer)
-        await _until(lambda: len(_placers(layer)) == 1)
-        await streams.drop([layer])
-        assert _placers(layer) == []
-    assert not node.store.is_complete(layer)
-
-
-async def test_without_its_placer_a_worker_places_all(node: _Node) -> None:
-    node.config = Config(stream=StreamConfig(bytes_per_second=1))
-    layer = await node.open(_large(), "image")
-    async with node.streams() as streams:
-        streams.want(layer)
-        await _until(lambda: len(_placers(layer)) == 1)
-        os.kill(_placers(layer)[0], signal.SIGKILL)
-        streams.configure(Config())
-        await _until(lambda: node.completed == [layer])
-    assert _are_all_here(node, layer)
-    progress = node.store.progress(layer)
-    assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
-
-
-async def test_wrong_bytes_in_a_large_layer_fail_it(node: _Node) -> None:
-    good = _large()
-    layer = await node.open(good, "image")
-    member = node.store.tree(layer).members[-5]
-    blob = bytearray(good.blob)
-    blob[member.offset + 12] ^= 0xFF
-    (node.blobs / "image").write_bytes(blob)
-    async with node.streams() as streams:
-        streams.want(layer)
-        await _until(lambda: streams.state(layer)[0] is State.FAILED)
-        assert member.pieces[0][0].path in str(streams.state(layer)[1])
-    assert not node.store.is_complete(layer)
-    assert not _is_here(node, layer, member.pieces[0][0].path)
-
-
-async def test_a_large_layer_keeps_to_the_rate(node: _Node) -> None:
-    layer = await node.open(_large(), "image")
-    end = node.store.tree(layer).end
-    node.config = Config(stream=StreamConfig(bytes_per_second=end // 2, parallel_layers=1))
-    async with node.streams() as streams:
-        begun = anyio.current_time()
-        streams.want(layer)
-        await _until(lambda: node.completed == [layer])
-        # A lower bound is no timing: whatever the machine does, the rate must not be exceeded.
-        assert anyio.current_time() - begun > 1.5
-
-
-async def test_a_layer_is_complete_before_it_is_on_disk(node: _Node) -> None:
+async def test_a_layer_is_complete_before_it_is_on_disk(node: StreamNode) -> None:
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
         streams.want(layer)
-        await _until(lambda: node.completed == [layer])
+        await until(lambda: node.completed == [layer])
         await streams.until_on_disk()
         assert node.store.is_on_disk(layer)
         assert not streams.works_on(layer)
@@ -450,7 +302,7 @@ async def test_a_layer_is_complete_before_it_is_on_disk(node: _Node) -> None:
         assert node.store.is_on_disk(layer)
 
 
-async def test_what_was_not_on_disk_when_the_power_failed_is_not_complete(node: _Node) -> None:
+async def test_what_was_not_on_disk_when_the_power_failed_is_not_complete(node: StreamNode) -> None:
     layer = await node.open(build(_entries()), "image")
     async with node.streams() as streams:
         streams.want(layer)
@@ -470,7 +322,7 @@ async def test_what_was_not_on_disk_when_the_power_failed_is_not_complete(node: 
 
 
 def test_what_the_disk_refused_is_verified_before_it_is_believed_again(
-    node: _Node, monkeypatch: pytest.MonkeyPatch
+    node: StreamNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = anyio.run(node.open, build(_entries()), "image")
 
@@ -485,7 +337,7 @@ def test_what_the_disk_refused_is_verified_before_it_is_believed_again(
     worker = forked.Process(target=run_worker, args=(task, theirs))
     worker.start()
     ours.send(Continue())
-    worker.join(_PATIENCE_SECONDS)
+    worker.join(PATIENCE_SECONDS)
     release_meta(node.store.root, layer)
     reports = []
     while ours.poll():
