@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import math
 import os
 import signal
@@ -85,6 +86,7 @@ class _Stopped(Exception):
 def run_worker(task: Task, pipe: Connection) -> None:
     """Entry point in the forked process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
     set_title(f"worker {task.layer}")
     configure_logs(task.log_level, layer=task.layer)
     worker = _Worker(task, pipe)

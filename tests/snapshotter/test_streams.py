@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import random
+import signal
 from pathlib import Path
 
 import anyio
@@ -21,7 +22,7 @@ from snapshotter.config import Config, StreamConfig
 from snapshotter.errors import Unavailable
 from snapshotter.streams import State
 from snapshotter.worker import run_worker
-from snapshotter.worker_messages import Continue, Failed, Here, Task
+from snapshotter.worker_messages import Continue, Failed, Here, Prefetched, Task
 from tests.estargz import Entry, build, dir, file, landmark, symlink
 from tests.snapshotter.stream_node import PATIENCE_SECONDS, StreamNode, until
 
@@ -319,6 +320,25 @@ async def test_what_was_not_on_disk_when_the_power_failed_is_not_complete(node: 
     assert (directory / "fs/usr/file3").read_bytes() == bytes([3]) * 3000
     assert node.store.is_on_disk(layer)
     assert not (directory / "here").exists()
+
+
+def test_a_worker_that_crashes_says_where(node: StreamNode, capfd: pytest.CaptureFixture[str]) -> None:
+    layer = anyio.run(node.open, build(_entries()), "image")
+    forked = multiprocessing.get_context("fork")
+    ours, theirs = forked.Pipe()
+    task = Task(node.store.root, layer, RegistrySettings(), "info", MetaForm.EROFS)
+    worker = forked.Process(target=run_worker, args=(task, theirs))
+    worker.start()
+    while not isinstance(ours.recv(), Prefetched):
+        pass
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSEGV)
+    worker.join(PATIENCE_SECONDS)
+    release_meta(node.store.root, layer)
+    assert worker.exitcode == -signal.SIGSEGV
+    said = capfd.readouterr().err
+    assert "Fatal Python error: Segmentation fault" in said
+    assert "in run_worker" in said
 
 
 def test_what_the_disk_refused_is_verified_before_it_is_believed_again(
