@@ -8,11 +8,9 @@ cannot stop the streams for longer than HOLD.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import os
 import time
-from collections.abc import Iterator
 from typing import Final
 
 from fetcher.words import shared_words
@@ -45,15 +43,6 @@ class Demand:
     def clear(self, slot: Slot) -> None:
         """Say that `slot` has none any more."""
         self._deadlines[slot] = 0
-
-    @contextlib.contextmanager
-    def held(self, slot: Slot) -> Iterator[None]:
-        """Marked for the time of a `with` block that is shorter than HOLD_SECONDS."""
-        self.mark(slot)
-        try:
-            yield
-        finally:
-            self.clear(slot)
 
     def busy(self) -> bool:
         """Whether any foreground work is going on."""

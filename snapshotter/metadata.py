@@ -37,7 +37,6 @@ from snapshotter.errors import (
 
 APPLICATION_ID = 0x6C796774  # "lygt", in the file's header
 SCHEMA_VERSION = 1
-REF_LABEL = "containerd.io/snapshot.ref"
 
 _BUSY_SECONDS = 1.0
 _WAL_PAGES = 64

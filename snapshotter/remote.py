@@ -15,6 +15,8 @@ from typing import Final
 from fetcher.manifest import TOC_DIGEST
 from fetcher.reference import parse_digest, parse_reference
 
+SNAPSHOT_REF: Final = "containerd.io/snapshot.ref"
+"""With it a Prepare says which committed snapshot it is for, by chain ID."""
 _CRI: Final = "containerd.io/snapshot/cri."
 _STARGZ: Final = "containerd.io/snapshot/remote/stargz."
 

@@ -32,8 +32,9 @@ from snapshotter.errors import AlreadyExists, InvalidArgument
 from snapshotter.filters import FieldPath, Fields, parse_filters
 from snapshotter.locks import KeyedLock
 from snapshotter.lowers import Link, Lowerdirs, Lowers, OrdinaryLink
-from snapshotter.metadata import REF_LABEL, Kind, Metadata, Snapshot, Usage
+from snapshotter.metadata import Kind, Metadata, Snapshot, Usage
 from snapshotter.mounts import Mount, compose
+from snapshotter.remote import SNAPSHOT_REF
 
 log = get_logger("layergate.snapshotter")
 
@@ -82,7 +83,7 @@ class Snapshotter:
         `Lowers` raises.
         """
         _require(key, "key")
-        if ref := labels.get(REF_LABEL):
+        if ref := labels.get(SNAPSHOT_REF):
             await self._prepare_remote(key, ref, parent, labels)
         return await self._create(Kind.ACTIVE, key, parent, labels)
 
@@ -237,7 +238,7 @@ class Snapshotter:
                 await self._run(self._catalogue.delete, key)
                 await self._went_away(key)
                 raise
-        if kind is Kind.ACTIVE and parent and REF_LABEL not in labels:
+        if kind is Kind.ACTIVE and parent and SNAPSHOT_REF not in labels:
             self._prepared(self._directories.fs(standing.snapshot.id), parent, standing.chain)
         return mounts
 

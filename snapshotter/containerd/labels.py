@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from fetcher.manifest import promised_toc
+from snapshotter.remote import SNAPSHOT_REF
 
 LABEL_LIMIT = 4096
 """Bytes that a label's key and value may have together, by containerd's own validation."""
 
-SNAPSHOT_REF = "containerd.io/snapshot.ref"
 UNCOMPRESSED = "containerd.io/uncompressed"
 EXPIRES = "containerd.io/gc.expire"
 CRI_MANAGED = ("io.cri-containerd.image", "managed")

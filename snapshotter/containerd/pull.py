@@ -30,7 +30,6 @@ from snapshotter.containerd.errors import (
 from snapshotter.containerd.image import PullableImage, WrongLayer
 from snapshotter.containerd.labels import (
     CRI_MANAGED,
-    SNAPSHOT_REF,
     UNCOMPRESSED,
     chain_ids,
     config_labels,
@@ -39,6 +38,7 @@ from snapshotter.containerd.labels import (
 )
 from snapshotter.containerd.progress import LayerState, PullProgress
 from snapshotter.containerd.types import Image, Mount
+from snapshotter.remote import SNAPSHOT_REF
 
 LEASE_SECONDS = 24 * 3600
 DOWNLOADS_AT_ONCE = 3

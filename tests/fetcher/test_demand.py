@@ -38,21 +38,6 @@ def test_slots_do_not_clear_each_other(tmp_path: Path) -> None:
     assert not demand.busy()
 
 
-def test_held_for_a_block_even_if_it_fails(tmp_path: Path) -> None:
-    demand = Demand(str(tmp_path))
-    seen = []
-
-    def fail() -> None:
-        with demand.held(Slot.PREFETCH):
-            seen.append(demand.busy())
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert seen == [True]
-    assert not demand.busy()
-
-
 def test_a_mark_of_a_process_that_is_killed_runs_out(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"

@@ -21,7 +21,8 @@ from snapshotter.errors import (
     MetadataTooNew,
     NotFound,
 )
-from snapshotter.metadata import REF_LABEL, SCHEMA_VERSION, Ancestor, Kind, Metadata, Snapshot, Usage
+from snapshotter.metadata import SCHEMA_VERSION, Ancestor, Kind, Metadata, Snapshot, Usage
+from snapshotter.remote import SNAPSHOT_REF
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_chain_and_pages_are_in_order(path: str) -> None:
 
 def test_finding_a_remote_snapshot(path: str) -> None:
     with Metadata(path) as metadata:
-        ref = {REF_LABEL: "sha256:x"}
+        ref = {SNAPSHOT_REF: "sha256:x"}
         base = add(metadata, "base")
         add(metadata, "active", Kind.ACTIVE, base, **ref)
         assert metadata.find_committed("sha256:x", "base") is None
