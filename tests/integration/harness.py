@@ -75,6 +75,18 @@ LAYERGATE: Final = (sys.executable, "-c", "from snapshotter.entry import main; m
 """The command `layergate`, of this checkout and this interpreter."""
 
 
+_LOGGER: Final = """\
+#!/bin/sh
+# The shim has standard output at 3 and standard error at 4, and waits until 5 is closed. Both end with the
+# process; the shim's SIGTERM comes while they may not have been read to their end.
+trap '' TERM
+exec 5>&-
+/bin/cat <&3 >>"$2" &
+/bin/cat <&4 >>"$2.errors" &
+wait
+"""
+
+
 _LOOKS: Final = 5
 """How often a directory is counted whose files go meanwhile."""
 
@@ -206,6 +218,10 @@ class Containerd:
             file.write(_CONTAINERD.format(directory=directory))
             for name, address in (snapshotters or {}).items():
                 file.write(_PROXY_PLUGIN.format(name=name, socket=address))
+        self._logger = os.path.join(directory, "logger")
+        with open(self._logger, "w", encoding="utf-8") as file:
+            file.write(_LOGGER)
+        os.chmod(self._logger, 0o755)
         self._daemon = Daemon(
             ["containerd", "--config", config], log=os.path.join(directory, "containerd.log")
         )
@@ -260,22 +276,24 @@ class Containerd:
         self.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, reference)
 
     def run(self, image: str, command: Sequence[str] = (), *, snapshotter: str = "overlayfs") -> str:
-        """Run a container to its end and remove it; what it prints, errors too. Raises CommandFailed."""
+        """Run a container to its end and remove it; what it prints. Raises CommandFailed, with its errors."""
         name = f"run-{uuid4().hex[:12]}"
         return self.printed(["run", "--rm", "--snapshotter", snapshotter], [image, name, *command], name=name)
 
     def printed(self, options: Sequence[str], operands: Sequence[str], *, name: str) -> str:
-        """What the process `name` prints, standard error too, that `ctr OPTIONS OPERANDS` runs.
+        """What the process `name` prints that `ctr OPTIONS OPERANDS` runs. Raises CommandFailed, with errors.
 
-        The shim writes it into a file: of what goes through a FIFO, ctr 1.6 loses all now and then on a
-        busy machine (it gives up a FIFO that it has not opened when the process ends). Raises CommandFailed.
+        A logger of the shim's writes it into files. Of what goes through FIFOs ctr 1.6 loses all now and then
+        on a busy machine (it gives up one that it has not opened when the process ends), and the shim, where
+        it writes a file itself, standard error (it closes the file when standard output ends).
         """
         path = os.path.join(self.directory, f"output-{name}")
         try:
-            self.ctr(*options, "--log-uri", f"file://{path}", *operands)
+            self.ctr(*options, "--log-uri", f"binary://{self._logger}?into={path}", *operands)
         except CommandFailed as failure:
-            printed = _taken(path) + failure.output
+            printed = "".join((_taken(path), _taken(f"{path}.errors"), failure.output))
             raise CommandFailed(failure.command, failure.returncode, printed) from None
+        _taken(f"{path}.errors")
         return _taken(path)
 
     @contextlib.contextmanager
@@ -342,7 +360,7 @@ class Container:
         return f"/proc/{self.pid}/root"
 
     def execute(self, *command: str) -> str:
-        """What a further process in the container prints, errors too. Raises CommandFailed."""
+        """What a further process in the container prints. Raises CommandFailed, with its errors."""
         name = f"exec-{uuid4().hex[:12]}"
         return self._containerd.printed(
             ["tasks", "exec", "--exec-id", name], [self.name, *command], name=name
