@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 from uuid import uuid4
 
+import pytest
+
 from mounter.swap import mounts_on
 from snapshotter.manual.listing import ListedMount, list_mounts
 from tests import estargz, oci
@@ -88,6 +90,20 @@ class Ended:
     code: int
     output: str
     errors: str
+
+
+def _described(pid: int) -> str:
+    """What it is, and what its threads are waiting for in the kernel."""
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
+            command = file.read().replace("\0", " ").strip()
+        waiting = []
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/wchan", encoding="ascii") as file:
+                waiting.append(file.read())
+        return f"{pid} {command} ({', '.join(waiting)})"
+    except OSError as error:  # it has just ended
+        return f"{pid} {error}"
 
 
 class ManualNode:
@@ -187,7 +203,10 @@ class ManualNode:
 
     def until_no_process(self) -> None:
         """Wait until nothing that came of our commands runs."""
-        eventually(lambda: not self.processes(), "the end of every process")
+        try:
+            eventually(lambda: not self.processes(), "the end of every process")
+        except AssertionError:
+            pytest.fail("still running: " + "; ".join(map(_described, self.processes())))
 
     def kill_everything(self) -> None:
         """SIGKILL to all of them, at once; returns when they have ended."""
