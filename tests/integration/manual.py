@@ -93,14 +93,14 @@ class Ended:
 
 
 def _described(pid: int) -> str:
-    """What it is, and what its threads are waiting for in the kernel."""
+    """What it is, and the numbers of the system calls that its threads wait in."""
     try:
         with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
             command = file.read().replace("\0", " ").strip()
         waiting = []
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/wchan", encoding="ascii") as file:
-                waiting.append(file.read())
+            with open(f"/proc/{pid}/task/{thread}/syscall", encoding="ascii") as file:
+                waiting.append(file.read().split()[0])
         return f"{pid} {command} ({', '.join(waiting)})"
     except OSError as error:  # it has just ended
         return f"{pid} {error}"
