@@ -24,7 +24,7 @@ _QUEUE_SECONDS: Final = 0.04
 _ROUND_TRIPS: Final = 1.5
 """More than one, or a stream that its window holds back would never get a larger one."""
 _STEP: Final = 8
-"""Changes of less than one in so many are not worth a system call."""
+"""Changes of less than one part in so many are noise."""
 _INT: Final = struct.Struct("i")
 _MIN_RTT: Final = struct.Struct("=148xI")
 """Of struct tcp_info (include/uapi/linux/tcp.h): tcpi_min_rtt, microseconds."""
@@ -52,7 +52,6 @@ class ReceiveWindow:
     ) -> None:
         self._connection = connection
         self._most = most
-        self._size = 0
         self._clock = clock
         self._since = clock()
         self._came = 0
@@ -73,14 +72,12 @@ class ReceiveWindow:
         round_trip = self._round_trip()
         if round_trip is None:
             return
-        if not self._size:
-            told = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _INT.size)
-            self._size = _INT.unpack(told)[0] // 2  # socket(7): the kernel doubles it
+        told = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _INT.size)
+        current = _INT.unpack(told)[0] // 2  # socket(7): the kernel doubles it
         size = int(rate * max(_QUEUE_SECONDS, _ROUND_TRIPS * round_trip))
         size = max(_LEAST, min(size, self._most))
-        if abs(size - self._size) > self._size // _STEP:
+        if abs(size - current) > current // _STEP:
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-            self._size = size
 
     def _round_trip(self) -> float | None:
         """The shortest one that was seen, seconds: without any queue. None if the kernel does not tell."""

@@ -10,7 +10,7 @@ import anyio
 
 from fetcher.blob import FileBlob
 from fetcher.opening import open_layer
-from fetcher.store import FileSource, LayerStore
+from fetcher.store import FileSource, LayerStore, Source
 from mounter.meta import MetaForm, metas, release_meta
 from snapshotter.config import Config
 from snapshotter.streams import LayerStreams
@@ -30,8 +30,8 @@ class StreamNode:
         self.ended: list[str] = []
         self.config = Config()
 
-    async def open(self, layer: Layer, name: str) -> str:
-        """Open the layer from a file that is made for it; its key."""
+    async def open(self, layer: Layer, name: str, *, source: Source | None = None) -> str:
+        """Open the layer from a file that is made for it, and is its source if there is no other; its key."""
         path = self.blobs / name
         path.write_bytes(layer.blob)
         return await open_layer(
@@ -40,7 +40,7 @@ class StreamNode:
             digest=layer.digest,
             size=len(layer.blob),
             promised_toc_digest=layer.toc_digest,
-            source=FileSource(str(path)),
+            source=source or FileSource(str(path)),
             image=name,
         )
 

@@ -6,16 +6,17 @@ import contextlib
 import os
 import random
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import msgspec
 import pytest
 
 from fetcher.progress import Field
 from fetcher.store import RegistrySource
 from snapshotter.config import Config, StreamConfig
-from snapshotter.streams import State
+from snapshotter.streams import LayerStreams, State
 from tests.estargz import Layer, build, dir, file, landmark
 from tests.faulty_registry import FaultyRegistry
 from tests.registry_faults import Throttle
@@ -57,17 +58,24 @@ def _are_all_here(node: StreamNode, layer: str, count: int = _MANY) -> bool:
     return all((fs / f"{number:04}").read_bytes() == b"%d" % number * 9 for number in range(count))
 
 
-async def test_a_large_layer_is_placed_by_two_processes(node: StreamNode) -> None:
+@asynccontextmanager
+async def _placed_by_two(node: StreamNode) -> AsyncIterator[tuple[LayerStreams, str]]:
+    """Streams, and a large layer that two processes are about to place; hardly any of it comes."""
     node.config = Config(stream=StreamConfig(bytes_per_second=1))
     layer = await node.open(_large(), "image")
-    progress = node.store.progress(layer)
     async with node.streams() as streams:
         streams.want(layer)
         await until(lambda: len(_placers(layer)) == 1)
+        yield streams, layer
+
+
+async def test_a_large_layer_is_placed_by_two_processes(node: StreamNode) -> None:
+    async with _placed_by_two(node) as (streams, layer):
         streams.configure(Config())
         await until(lambda: node.completed == [layer])
         assert _placers(layer) == []
     assert _are_all_here(node, layer)
+    progress = node.store.progress(layer)
     assert progress[Field.FILES_DONE] == progress[Field.FILES_TOTAL] == _MANY
     assert progress[Field.BYTES_DONE] == progress[Field.BYTES_TOTAL]
     tree = node.store.tree(layer)
@@ -75,22 +83,14 @@ async def test_a_large_layer_is_placed_by_two_processes(node: StreamNode) -> Non
 
 
 async def test_the_placer_ends_with_its_worker(node: StreamNode) -> None:
-    node.config = Config(stream=StreamConfig(bytes_per_second=1))
-    layer = await node.open(_large(), "image")
-    async with node.streams() as streams:
-        streams.want(layer)
-        await until(lambda: len(_placers(layer)) == 1)
+    async with _placed_by_two(node) as (streams, layer):
         await streams.drop([layer])
         assert _placers(layer) == []
     assert not node.store.is_complete(layer)
 
 
 async def test_without_its_placer_a_worker_places_all(node: StreamNode) -> None:
-    node.config = Config(stream=StreamConfig(bytes_per_second=1))
-    layer = await node.open(_large(), "image")
-    async with node.streams() as streams:
-        streams.want(layer)
-        await until(lambda: len(_placers(layer)) == 1)
+    async with _placed_by_two(node) as (streams, layer):
         os.kill(_placers(layer)[0], signal.SIGKILL)
         streams.configure(Config())
         await until(lambda: node.completed == [layer])
@@ -132,12 +132,7 @@ async def test_over_a_slow_link_one_process_places_all(node: StreamNode) -> None
     built = build([file("first", noise.randbytes(4 << 20)), landmark(), *rest])
     with FaultyRegistry() as registry:
         registry.add_blob(built.blob)
-        source = RegistrySource(f"{registry.host}/team/app")
-        layer = await node.open(built, "image")
-        record = node.store.record(layer)
-        Path(node.store.directory(layer), "layer.json").write_bytes(
-            msgspec.json.encode(msgspec.structs.replace(record, sources=[source]))
-        )
+        layer = await node.open(built, "image", source=RegistrySource(f"{registry.host}/team/app"))
         registry.fail("blob", Throttle(1_000_000))
         progress = node.store.progress(layer)
         node.config = Config(stream=StreamConfig(bytes_per_second=1))
