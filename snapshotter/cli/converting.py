@@ -6,14 +6,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from snapshotter.interrupts import run_to_undo
+
 if TYPE_CHECKING:
-    from fetcher.convert import Compressors, ConvertedLayer, LayerOptions
+    from fetcher.convert import ConvertedLayer, LayerOptions
     from snapshotter.convert.image import ConvertedImage
-    from snapshotter.convert.progress import ConvertProgress
     from snapshotter.convert.run import Conversion
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -78,11 +80,14 @@ def run(conversion: Conversion, *, jobs: int | None, live: bool, name: str = "la
 
     from fetcher.convert import Compressors, ConvertedLayer
     from snapshotter.cli.convert_progress import shown_conversion
+    from snapshotter.convert.run import run_conversion
 
     begun = time.monotonic()
     with Compressors(jobs) as compressors, shown_conversion(live=live) as progress:
         try:
-            result = asyncio.run(_until_terminated(conversion, compressors, progress))
+            result = run_to_undo(
+                partial(run_conversion, conversion, compressors=compressors, progress=progress)
+            )
         except asyncio.CancelledError:
             click.echo(f"{name}: terminated", err=True)
             return 128 + signal.SIGTERM
@@ -92,19 +97,6 @@ def run(conversion: Conversion, *, jobs: int | None, live: bool, name: str = "la
     else:
         click.echo(_image_summary(result, conversion, seconds))
     return 0
-
-
-async def _until_terminated(
-    conversion: Conversion, compressors: Compressors, progress: ConvertProgress
-) -> ConvertedImage | ConvertedLayer:
-    import asyncio
-
-    from snapshotter.convert.run import run_conversion
-
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await run_conversion(conversion, compressors=compressors, progress=progress)
 
 
 def on_terminal() -> bool:

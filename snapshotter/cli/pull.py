@@ -8,11 +8,13 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from snapshotter.cli.options import address_option, config_option
+from snapshotter.interrupts import run_to_undo
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -113,22 +115,12 @@ def command(
     begun = time.monotonic()
     with shown_progress(live=sys.stderr.isatty() and not verbose) as progress:
         try:
-            result = asyncio.run(_until_terminated(reference, options, progress))
+            result = run_to_undo(partial(_pull, reference, options, progress))
         except asyncio.CancelledError:
             click.echo("layergate: terminated", err=True)
             return 128 + signal.SIGTERM
     click.echo(_summary(result, snapshotter, time.monotonic() - begun))
     return 0
-
-
-async def _until_terminated(reference: str, options: _Options, progress: PullProgress) -> PullResult:
-    """The pull, cancelled by SIGTERM as asyncio cancels it by SIGINT."""
-    import asyncio
-
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await _pull(reference, options, progress)
 
 
 async def _pull(text: str, options: _Options, progress: PullProgress) -> PullResult:

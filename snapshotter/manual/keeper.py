@@ -17,13 +17,12 @@ from __future__ import annotations
 import enum
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import anyio
 import msgspec
 from anyio import CancelScope, to_thread
-from anyio.abc import TaskStatus
 
 from fetcher.credentials import docker_config_path
 from fetcher.demand import Slot
@@ -98,22 +97,24 @@ class Keeper:
         ExceptionGroup. Only where the command has left already with a mount that is up, that stays as it is
         for `layergate umount`: no error of ours is a reason to take files away from whoever uses them.
         """
-        try:
-            async with anyio.create_task_group() as tasks:
-                self._scope = tasks.cancel_scope
-                await tasks.start(self._obey_signals)
-                tasks.start_soon(self._watch_command)
-                await self._keep()
-                self._end(Ending.COMPLETE)
-        except Exception as error:
-            # It is to end in any case; whatever fails on the way is for the log.
-            if self._ending is None:
-                raise
-            log.warning("failed_while_ending", error=repr(error))
-        finally:
-            if self._ending is not Ending.COMPLETE and not (self._ending is None and self._reporter.kept):
-                with CancelScope(shield=True):
-                    await self._undo()
+        # Received to the end: an interrupt that nobody receives would break off the undoing itself.
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    self._scope = tasks.cancel_scope
+                    tasks.start_soon(self._obey, signals)
+                    tasks.start_soon(self._watch_command)
+                    await self._keep()
+                    self._end(Ending.COMPLETE)
+            except Exception as error:
+                # It is to end in any case; whatever fails on the way is for the log.
+                if self._ending is None:
+                    raise
+                log.warning("failed_while_ending", error=repr(error))
+            finally:
+                if self._ending is not Ending.COMPLETE and not (self._ending is None and self._reporter.kept):
+                    with CancelScope(shield=True):
+                        await self._undo()
         assert self._ending is not None, "a task group that is left without an error was ended"
         return self._ending
 
@@ -124,11 +125,9 @@ class Keeper:
         if self._scope is not None:
             self._scope.cancel()
 
-    async def _obey_signals(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
-            task_status.started()
-            async for number in signals:
-                self._end(Ending.INTERRUPTED if number == signal.SIGINT else Ending.TERMINATED)
+    async def _obey(self, signals: AsyncIterator[signal.Signals]) -> None:
+        async for number in signals:
+            self._end(Ending.INTERRUPTED if number == signal.SIGINT else Ending.TERMINATED)
 
     async def _watch_command(self) -> None:
         await self._reporter.abandoned()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -14,6 +13,7 @@ import msgspec
 from fetcher.logs import configure_logs, get_logger
 from mounter.logfile import last_line
 from snapshotter.config import Config, LogConfig
+from snapshotter.interrupts import ignore_interrupts
 from snapshotter.manual.errors import KeeperFailed
 from snapshotter.manual.keeper import Ending, Keeper
 from snapshotter.manual.launch import SocketReporter, start_keeper
@@ -99,12 +99,6 @@ def _nothing_left(request: MountRequest) -> Iterator[str]:
         with suppress(FileNotFoundError):
             os.unlink(log_path)
         raise
-
-
-def ignore_interrupts() -> None:
-    """The process is about to end, and does not want to be interrupted in that."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def mount_in_foreground(request: MountRequest, config: Config, reporter: Reporter) -> Ending:

@@ -248,7 +248,11 @@ class _Sandbox:
 
     async def _call(self, *arguments: str) -> None:
         done = await anyio.run_process(
-            self._runc(*arguments), check=False, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT
+            self._runc(*arguments),
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for us, and it is what undoes
         )
         if done.returncode:
             log.debug("runc", arguments=" ".join(arguments), said=done.stdout.decode(errors="replace"))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 from uuid import uuid4
@@ -104,6 +105,16 @@ def _described(pid: int) -> str:
         return f"{pid} {command} ({', '.join(waiting)})"
     except OSError as error:  # it has just ended
         return f"{pid} {error}"
+
+
+def _has_mounts_below(directory: str) -> list[str]:
+    """Processes with mounts below a directory in their namespace: a copy there keeps a mounter alive."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if f" {directory}/".encode() in read(f"/proc/{entry}/mountinfo"):
+                found.append(_described(int(entry)))
+    return found
 
 
 class ManualNode:
@@ -206,7 +217,9 @@ class ManualNode:
         try:
             eventually(lambda: not self.processes(), "the end of every process")
         except AssertionError:
-            pytest.fail("still running: " + "; ".join(map(_described, self.processes())))
+            running = "; ".join(map(_described, self.processes()))
+            copies = ", ".join(_has_mounts_below(self.directory))
+            pytest.fail(f"still running: {running}; mounts of theirs are in the namespaces of: {copies}")
 
     def kill_everything(self) -> None:
         """SIGKILL to all of them, at once; returns when they have ended."""

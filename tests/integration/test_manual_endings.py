@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from mounter.lock import locked
 from mounter.swap import mounts_on
 from mounter.syscalls import mount, unmount
 from tests import estargz, oci
@@ -50,6 +52,11 @@ def nothing_is_left(node: ManualNode) -> bool:
     states = f"{node.root}/mounts"
     assert not os.path.exists(states) or os.listdir(states) in ([], ["lock"])
     return node.nothing_is_mounted()
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    with open("/proc/locks", encoding="ascii") as file:
+        return any("->" in line and f" {pid} " in line for line in file)
 
 
 class TestRefusals:
@@ -182,6 +189,25 @@ class TestInterrupts:
         assert mounts_on(target) == [], "when the command has ended, the mount is gone"
         assert nothing_is_left(node)
         assert not [name for name in os.listdir(node.directory) if "upper" in name]
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_again_and_again_while_it_is_undone(
+        self, node: ManualNode, layout: str, number: signal.Signals, code: int
+    ) -> None:
+        target = node.mountpoint()
+        command = node.start("mount", "--foreground", layout, target)
+        eventually(lambda: mounts_on(target), "the mount")
+        eventually(lambda: node.state(target).state == "lazy", "the word of it")
+        with locked(f"{node.root}/mounts/lock"):
+            send(command.pid, number)
+            eventually(lambda: waits_for_a_lock(command.pid), "the beginning of the end")
+            for _ in range(10):
+                send(command.pid, number)
+                time.sleep(0.02)
+            assert command.poll() is None
+        _, errors = command.communicate(timeout=60)
+        assert command.returncode == code, errors
+        assert nothing_is_left(node)
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
     def test_before_it_is_mounted(

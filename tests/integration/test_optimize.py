@@ -286,9 +286,10 @@ def test_errors_are_one_line_with_a_code(
     assert not os.path.exists(f"{scratch}/out")
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again and again"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_while_it_runs_it_leaves_nothing(
-    shelf: FaultyRegistry, scratch: str, number: signal.Signals, code: int
+    shelf: FaultyRegistry, scratch: str, number: signal.Signals, code: int, again: bool
 ) -> None:
     source = shelf.add_image("optimize/interrupted", image("interrupted"))
     seconds = f"{86000 + number}"
@@ -311,6 +312,9 @@ def test_interrupted_while_it_runs_it_leaves_nothing(
             pytest.fail("it ended before it ran")
         time.sleep(0.2)
         os.killpg(process.pid, number)
+        while again and process.poll() is None:
+            time.sleep(0.01)
+            os.killpg(process.pid, number)
         output = process.stdout.read()
         assert process.wait(60) == code, output
     finally:

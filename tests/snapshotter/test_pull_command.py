@@ -6,6 +6,7 @@ import hashlib
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -200,9 +201,10 @@ def test_no_containerd(tmp_path: Path, registry: Registry) -> None:
     assert line.startswith(f"layergate: no containerd at {tmp_path}/none.sock")
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again and again"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_pull_leaves_nothing(
-    containerd: Containerd, number: signal.Signals, code: int
+    containerd: Containerd, number: signal.Signals, code: int, again: bool
 ) -> None:
     options = ["--containerd", containerd.address, "--snapshotter", "overlayfs", "--namespace", "broken"]
     with StuckRegistry() as registry:
@@ -213,6 +215,9 @@ def test_an_interrupted_pull_leaves_nothing(
                 while not registry.reached.wait(0.1):
                     assert process.poll() is None, process.communicate()
                 process.send_signal(number)
+                while again and process.poll() is None:
+                    time.sleep(0.01)
+                    process.send_signal(number)
                 _, stderr = process.communicate()
             finally:
                 process.kill()
