@@ -15,7 +15,8 @@ Without FUSE_PARALLEL_DIROPS the kernel sends one LOOKUP at a time per directory
 overlap get directories of their own: the top directory of a layer is looked up anew by each walk, and is
 the usual inode if no other walk is under way in there (the kernel knows the directories below it already,
 and asks for the file alone), else one with a fresh number, and everything below it has new numbers too.
-No file waits for its neighbour. The kernel forgets them by itself.
+No file waits for its neighbour. The kernel forgets them by itself. Walks that begin at the same time enter
+one after another (`mounter.turns`).
 
 A file inode stays the answer for its name in its directory as long as the kernel knows it. A walk that
 starts anew never sees it; only overlayfs does, which keeps the dentry and revalidates it, and would
@@ -28,6 +29,7 @@ import errno
 import itertools
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -45,6 +47,7 @@ from mounter.files import OpenFiles
 from mounter.handover import Late
 from mounter.loaded import LoadedLayer
 from mounter.ondemand import OnDemand
+from mounter.turns import Turns
 
 log = get_logger("layergate.mounter")
 
@@ -93,6 +96,7 @@ class Gate(pyfuse3.Operations):
         self._numbers = itertools.count(pyfuse3.ROOT_INODE + 1)
         self._inodes: dict[int, _Inode] = {}
         self._usual: dict[str, _Usual] = {}
+        self._turns: defaultdict[str, Turns] = defaultdict(Turns)
         self._served: dict[tuple[int, bytes], int] = {}
         """File inodes by directory and name."""
 
@@ -102,8 +106,9 @@ class Gate(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         """Answer one component of a path; the module's text says how."""
         if parent_inode == pyfuse3.ROOT_INODE:
-            return self._lookup_layer(os.fsdecode(name))
+            return await self._lookup_layer(os.fsdecode(name), ctx.pid)
         parent = self._inodes[parent_inode]
+        self._turns[parent.layer].entered(parent.top)
         if parent.path is None:
             if name != b"fs":
                 raise self._absent()
@@ -186,9 +191,11 @@ class Gate(pyfuse3.Operations):
         self._counters.lookups_absent += 1
         return pyfuse3.FUSEError(errno.ENOENT)
 
-    def _lookup_layer(self, key: str) -> pyfuse3.EntryAttributes:
+    async def _lookup_layer(self, key: str, thread: int) -> pyfuse3.EntryAttributes:
         if len(key) != KEY_LENGTH or not self._ondemand.layers.store.exists(key):
             raise self._absent()
+        turns = self._turns[key]
+        await turns.take(thread)
         usual = self._usual.get(key)
         if usual is not None and not usual.taken:
             usual.taken = True
@@ -200,6 +207,7 @@ class Gate(pyfuse3.Operations):
             if usual is None:
                 self._usual[key] = _Usual(attributes.st_ino)
         attributes.entry_timeout = 0
+        turns.give(attributes.st_ino)
         return attributes
 
     def _directory(self, layer: str, path: str | None, top: int = 0) -> pyfuse3.EntryAttributes:
