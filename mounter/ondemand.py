@@ -204,8 +204,7 @@ class OnDemand:
         while not partial.has(every) and not loaded.plain.has(partial.node):
             self._ask(loaded, partial, partial.missing(every), neighbours=True)
             try:
-                for index in every:
-                    await _arrival(partial, index)
+                await _all_settled(list(partial.arrivals.values()))
             except _TRANSIENT:
                 if anyio.current_time() >= give_up:
                     raise
@@ -245,17 +244,20 @@ class OnDemand:
             self._tasks.start_soon(self._request, loaded, partial, run, coming)
 
     async def _settled(self, partial: PartialFile, wanted: range) -> None:
-        """Wait for chunks as long as bytes of the file keep coming. Raises FetchError, TooSlow."""
+        """Wait for chunks as long as bytes of the file keep coming.
+
+        Raises TooSlow, and what one of them failed with, whenever in between that was.
+        """
         start = anyio.current_time()
         wait = self.settings.wait_seconds
-        for index in wanted:
-            while (arrival := partial.arrivals.get(index)) is not None:
+        for arrival in [partial.arrivals[index] for index in wanted if index in partial.arrivals]:
+            while not arrival.settled.is_set():
                 with anyio.move_on_at(max(start, partial.moved) + wait) as scope:
                     await arrival.settled.wait()
                 if scope.cancelled_caught and anyio.current_time() >= max(start, partial.moved) + wait:
                     raise TooSlow(f"{partial.node.path!r}: nothing has come for {wait:g} seconds")
-                if arrival.error is not None:
-                    raise arrival.error
+            if arrival.error is not None:
+                raise arrival.error
 
     async def _request(
         self, loaded: LoadedLayer, partial: PartialFile, run: list[MemberPart], coming: Coming | None
@@ -400,9 +402,9 @@ def _reach(partial: PartialFile, start: int, size: int) -> int:
     return index
 
 
-async def _arrival(partial: PartialFile, index: int) -> None:
-    arrival = partial.arrivals.get(index)
-    if arrival is not None:
+async def _all_settled(arrivals: Sequence[Arrival]) -> None:
+    """Return when all have come; raises what one of them failed with, whenever in between that was."""
+    for arrival in arrivals:
         await arrival.settled.wait()
         if arrival.error is not None:
             raise arrival.error

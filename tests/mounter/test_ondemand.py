@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
-from fetcher.errors import FetchError, RegistryNotFound, RegistryUnreachable, StoreError, VerificationError
-from fetcher.nodes import Node
+from fetcher.errors import StoreError, VerificationError
 from fetcher.progress import Field
-from fetcher.store import FileSource
 from mounter.counters import Counters, Histogram
 from mounter.errors import TooSlow
 from mounter.link import LinkEstimate, RequestTimer
@@ -64,9 +59,9 @@ def test_however_many_ask_a_file_is_fetched_once(tmp_path: Path) -> None:
             for _ in range(50):
                 tasks.start_soon(ondemand.fetch, loaded, loaded.tree.nodes["pieces"])
             await anyio.wait_all_tasks_blocked()
-            assert node.demand.busy(), "background streams are asked to pause"
+            assert node.demand.left(), "background streams are asked to pause"
             node.blob.gate.set()
-        await until(lambda: not node.demand.busy())
+        await until(lambda: not node.demand.left())
         assert ondemand.latency.snapshot().count == 50
 
     node.run(scenario)
@@ -102,107 +97,6 @@ def test_a_waiter_that_gives_up_does_not_stop_the_fetch(tmp_path: Path) -> None:
 
     node.run(scenario)
     assert len(node.blob.asked) == 1
-
-
-def test_wrong_bytes_are_refused_and_the_next_source_asked(tmp_path: Path) -> None:
-    node = bench(tmp_path)
-    node.store.add_sources(node.key, [FileSource("b")], [])
-    falsified = bytearray(node.blob.data)
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        chunk, last = loaded.tree.nodes["pieces"].chunks[3:]
-        falsified[(chunk.offset + chunk.end) // 2] ^= 1
-        node.blobs["b"].data = bytes(falsified)
-        await ondemand.fetch(loaded, loaded.tree.nodes["pieces"])
-        # The last chunk is in a thread of its own, and may be here by then.
-        assert node.blobs["a"].asked in ([(chunk.offset, chunk.end)], [(chunk.offset, last.end)])
-        await ondemand.fetch(loaded, loaded.tree.nodes["small"])
-        assert len(node.blobs["a"].asked) == 2, "the source that served comes first from then on"
-
-    node.run(scenario)
-    assert node.plain("pieces") == NOISE
-
-
-def test_a_chunk_that_is_here_outlives_what_another_source_says_of_it(tmp_path: Path) -> None:
-    """One member, too large to hold: its first source fails half-way, the second has a wrong beginning."""
-    noise = random.Random(6).randbytes(4_000_000)
-    layer = build(
-        [file("zeros", bytes(40_000_000)), file("pieces", noise)], chunk_size=500_000, min_chunk_size=1 << 30
-    )
-    node = Bench(tmp_path, MounterSettings(), layer)
-    node.store.add_sources(node.key, [FileSource("a"), FileSource("b")], [])
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        pieces = loaded.tree.nodes["pieces"]
-        first = layer.blob.index(noise[100_000:100_100])
-        falsified = bytearray(layer.blob)
-        falsified[first] ^= 1
-        node.blobs["b"].data = bytes(falsified)
-        node.blobs["a"].error = RegistryUnreachable("unplugged", host="registry.test")
-        node.blobs["a"].fail_after = 2_500_000
-        await ondemand.fetch(loaded, pieces)
-        assert len(node.blobs["a"].asked) == len(node.blobs["b"].asked) == 1
-
-    node.run(scenario)
-    assert node.plain("pieces") == noise
-
-
-def test_a_new_source_in_the_record_is_found_after_a_failure(tmp_path: Path) -> None:
-    node = bench(tmp_path)
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        node.blob.error = RegistryNotFound("gone", host="registry.test")
-        with pytest.raises(RegistryNotFound):
-            await ondemand.fetch(loaded, loaded.tree.nodes["small"])
-        node.store.add_sources(node.key, [FileSource("b")], [])
-        await ondemand.fetch(loaded, loaded.tree.nodes["small"])
-
-    node.run(scenario)
-    assert node.plain("small") == FILES["small"]
-
-
-def test_a_patient_fetch_outlasts_a_failure_that_passes(tmp_path: Path) -> None:
-    node = bench(tmp_path)
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        node.blob.error = RegistryUnreachable("unplugged", host="registry.test")
-        with pytest.raises(RegistryUnreachable):
-            await ondemand.fetch(loaded, loaded.tree.nodes["small"])
-        node.blob.failures = 2
-        await ondemand.fetch(loaded, loaded.tree.nodes["small"], patient=True)
-
-    node.run(scenario)
-    assert len(node.blob.asked) == 4
-    assert node.plain("small") == FILES["small"]
-
-
-def test_a_failure_that_stays_is_not_waited_for(tmp_path: Path) -> None:
-    node = bench(tmp_path)
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        node.blob.data = bytes(len(node.blob.data))
-        with pytest.raises(FetchError):
-            await ondemand.fetch(loaded, loaded.tree.nodes["small"], patient=True)
-
-    node.run(scenario)
-    assert len(node.blob.asked) == 1
-
-
-def test_what_came_before_a_failure_is_not_fetched_again(tmp_path: Path) -> None:
-    node = bench(tmp_path)
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        pieces = loaded.tree.nodes["pieces"]
-        node.blob.error = RegistryUnreachable("unplugged", host="registry.test")
-        node.blob.fail_after = 250_000
-        with pytest.raises(RegistryUnreachable):
-            await ondemand.fetch(loaded, pieces)
-        node.blob.error = None
-        await ondemand.fetch(loaded, pieces)
-        assert node.blob.asked[1] == (pieces.chunks[2].offset, pieces.chunks[-1].end)
-
-    node.run(scenario)
-    assert node.plain("pieces") == NOISE
 
 
 def test_bring_fetches_what_is_wanted_and_a_window_ahead(tmp_path: Path) -> None:
@@ -251,144 +145,6 @@ def test_bring_gives_up_when_nothing_comes(tmp_path: Path) -> None:
             await ondemand.bring(loaded, partial, range(1))
 
     node.run(scenario)
-
-
-def test_the_stream_that_is_about_to_bring_a_file_is_waited_for(tmp_path: Path) -> None:
-    node = bench(tmp_path, settings=MounterSettings(assumed_round_trip=60))
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        small = loaded.tree.nodes["small"]
-        loaded.progress[Field.POSITION] = 0
-        loaded.progress[Field.STOP] = loaded.tree.end
-        loaded.progress[Field.RATE] = max(1, small.chunks[0].end // 30)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ondemand.fetch, loaded, small)
-            await anyio.sleep(0.05)
-            assert not node.demand.busy(), "the stream must not be made to pause"
-            loaded.plain.write(small, FILES["small"])
-        assert ondemand.counters.streamed == 1
-
-    node.run(scenario)
-    assert node.blob.asked == []
-
-
-@pytest.mark.parametrize("prefetch", [True, False])
-def test_a_prefetch_is_waited_for_though_a_request_would_be_faster(tmp_path: Path, prefetch: bool) -> None:
-    node = bench(tmp_path, settings=MounterSettings(assumed_bandwidth=1 << 20, assumed_round_trip=0.001))
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        pieces = loaded.tree.nodes["pieces"]
-        first, end = pieces.chunks[0].offset, pieces.chunks[-1].end
-        loaded.progress[Field.STOP] = end
-        loaded.progress[Field.PREFETCH_END] = end if prefetch else end - 1
-        # Before it there is as much as it has itself, so the stream takes twice as long as a request.
-        loaded.progress[Field.POSITION] = max(0, first - (end - first))
-        loaded.progress[Field.RATE] = end - first
-        ondemand.link.bandwidth = 10 * (end - first)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ondemand.fetch, loaded, pieces)
-            await anyio.sleep(0.05)
-            loaded.plain.write(pieces, FILES["pieces"])
-        assert bool(node.blob.asked) is not prefetch
-        assert ondemand.counters.streamed == prefetch
-
-    node.run(scenario)
-
-
-@asynccontextmanager
-async def waiting_for_large(ondemand: OnDemand, loaded: LoadedLayer, node: Node) -> AsyncIterator[list[bool]]:
-    """Somebody waits for its prefetch meanwhile; what that gave is in the list."""
-    came: list[bool] = []
-
-    async def wait() -> None:
-        came.append(await ondemand.streams.prefetched_large(loaded, node))
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(wait)
-        yield came
-
-
-def test_a_large_file_of_a_prefetch_range_may_take_longer_than_an_open(tmp_path: Path) -> None:
-    node = bench(tmp_path, settings=MounterSettings(wait_seconds=10, assumed_bandwidth=1))
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        pieces = loaded.tree.nodes["pieces"]
-        loaded.progress[Field.STOP] = loaded.progress[Field.PREFETCH_END] = pieces.chunks[-1].end
-        loaded.progress[Field.RATE] = pieces.chunks[-1].end // 20
-        longest = ondemand.settings.wait_seconds
-        assert longest < 20
-        assert not await ondemand.streams.prefetched(loaded, pieces, longest=longest)
-        async with waiting_for_large(ondemand, loaded, pieces) as came:
-            await anyio.sleep(0.05)
-            loaded.plain.write(pieces, FILES["pieces"])
-        assert came == [True]
-
-    node.run(scenario)
-    assert node.blob.asked == []
-
-
-def test_a_large_file_waits_for_its_prefetch_to_begin(tmp_path: Path) -> None:
-    node = bench(tmp_path)
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        pieces, progress = loaded.tree.nodes["pieces"], loaded.progress
-        progress[Field.PREFETCH_END] = pieces.chunks[-1].end
-        async with waiting_for_large(ondemand, loaded, pieces) as came:
-            await anyio.sleep(0.05)
-            progress[Field.STOP] = pieces.chunks[-1].end  # its rate is not known yet
-            await anyio.sleep(0.05)
-            assert came == []
-            loaded.plain.write(pieces, FILES["pieces"])
-        assert came == [True]
-        progress[Field.STOP], progress[Field.FETCHED_PREFETCH] = 0, 1
-        assert not await ondemand.streams.prefetched_large(loaded, loaded.tree.nodes["last"]), "it is over"
-
-    node.run(scenario)
-    assert node.blob.asked == []
-
-
-def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
-    node = bench(tmp_path)
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        pieces = loaded.tree.nodes["pieces"]
-        loaded.progress[Field.STOP] = loaded.progress[Field.PREFETCH_END] = pieces.chunks[-1].end
-        loaded.progress[Field.POSITION] = pieces.chunks[1].offset
-        loaded.progress[Field.RATE] = 1 << 20
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ondemand.fetch, loaded, pieces)
-            await anyio.sleep(0.05)
-            loaded.plain.write(pieces, FILES["pieces"])
-        assert ondemand.counters.streamed == 1
-
-    node.run(scenario)
-    assert node.blob.asked == []
-
-
-@pytest.mark.parametrize("rate", [0, 1])
-def test_a_stream_that_would_take_longer_is_not_waited_for(tmp_path: Path, rate: int) -> None:
-    node = bench(tmp_path)
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        loaded.progress[Field.STOP] = loaded.tree.end
-        loaded.progress[Field.RATE] = rate
-        await ondemand.fetch(loaded, loaded.tree.nodes["last"])
-
-    node.run(scenario)
-    assert len(node.blob.asked) == 1
-
-
-def test_a_stream_that_died_is_waited_for_no_longer_than_it_promised(tmp_path: Path) -> None:
-    node = bench(tmp_path)
-
-    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
-        loaded.progress[Field.STOP] = loaded.tree.end
-        loaded.progress[Field.RATE] = 1 << 40
-        await ondemand.fetch(loaded, loaded.tree.nodes["last"])
-        assert ondemand.counters.streamed == 0
-
-    node.run(scenario)
-    assert len(node.blob.asked) == 1
 
 
 def test_large_is_what_would_take_too_long(tmp_path: Path) -> None:
