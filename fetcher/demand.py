@@ -44,8 +44,9 @@ class Demand:
         """Say that `slot` has none any more."""
         self._deadlines[slot] = 0
 
-    def busy(self) -> bool:
-        """Whether any foreground work is going on."""
+    def left(self) -> float:
+        """Seconds after which no foreground work goes on if nobody marks any more; 0 if none goes on now."""
         now = time.monotonic_ns()
         # One that is further off was marked before the machine started anew, and the clock with it.
-        return any(now < deadline <= now + _HOLD for deadline in self._deadlines)
+        ahead = [deadline - now for deadline in self._deadlines if now < deadline <= now + _HOLD]
+        return max(ahead, default=0) / 1e9

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 
-class Kind(enum.Enum):
+class Kind(enum.StrEnum):
     """What a node is; WHITEOUT is overlayfs's character device 0:0."""
 
     DIRECTORY = "dir"
@@ -22,6 +22,13 @@ class Kind(enum.Enum):
     BLOCK = "block"
     FIFO = "fifo"
     WHITEOUT = "whiteout"
+
+
+DIRECTORY: Final = Kind.DIRECTORY
+REGULAR: Final = Kind.REGULAR
+SYMLINK: Final = Kind.SYMLINK
+WHITEOUT: Final = Kind.WHITEOUT
+"""For what is done with each of many nodes: Python 3.11 takes 90 ns to look one up in the class."""
 
 
 NO_XATTRS: Final[dict[str, bytes]] = {}

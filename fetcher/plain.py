@@ -27,7 +27,7 @@ import xattr
 from fetcher.errors import StoreError
 from fetcher.limits import Slowness, refused
 from fetcher.logs import get_logger
-from fetcher.nodes import Kind, Node
+from fetcher.nodes import DIRECTORY, REGULAR, SYMLINK, WHITEOUT, Kind, Node
 from fetcher.tree import LayerTree
 
 _slowness: Final = Slowness(get_logger("layergate.plain"))
@@ -122,7 +122,8 @@ class PlainLayer:
 
     def has(self, node: Node) -> bool:
         """Whether a regular file is here."""
-        return os.path.lexists(self.path(node))
+        # Of one that is not, lexists takes twice as long: an exception is made and thrown away.
+        return os.access(self.path(node), os.F_OK, follow_symlinks=False)
 
     def create(self, node: Node) -> PlainFile:
         """Start writing a regular file; raises StoreError if the disk refuses."""
@@ -144,7 +145,7 @@ class PlainLayer:
         """
         with _refusals(self.directory):
             for path, node in self.tree.nodes.items():
-                if node.kind is Kind.DIRECTORY:
+                if node.kind is DIRECTORY:
                     make_directory(os.path.join(self.directory, path))
 
     def drop_unverified(self) -> int:
@@ -171,9 +172,9 @@ class PlainLayer:
         directories = []
         for node in self.tree.inodes():
             with _refusals(node.path):
-                if node.kind is Kind.DIRECTORY:
+                if node.kind is DIRECTORY:
                     directories.append(node)
-                elif node.kind is Kind.REGULAR:
+                elif node.kind is REGULAR:
                     if not self.has(node):
                         if node.size:
                             raise FileNotFoundError(errno.ENOENT, "it has not been fetched")
@@ -200,9 +201,9 @@ class PlainLayer:
         """Make what is neither a regular file nor a directory, in place of what is there. Raises OSError."""
 
         def make(path: str) -> None:
-            if node.kind is Kind.SYMLINK:
+            if node.kind is SYMLINK:
                 os.symlink(node.target, path)
-            elif node.kind is Kind.WHITEOUT:
+            elif node.kind is WHITEOUT:
                 os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
             else:
                 os.mknod(path, _FORMATS[node.kind] | 0o600, os.makedev(node.major, node.minor))
@@ -262,7 +263,7 @@ def set_attributes(target: int | str, node: Node) -> None:
     owned = (now.st_uid, now.st_gid) == (node.uid, node.gid)
     if not owned:
         os.chown(target, node.uid, node.gid, follow_symlinks=follow)
-    if node.kind is not Kind.SYMLINK and not (owned and stat.S_IMODE(now.st_mode) == node.mode):
+    if node.kind is not SYMLINK and not (owned and stat.S_IMODE(now.st_mode) == node.mode):
         os.chmod(target, node.mode)
     for name, value in node.xattrs.items():
         try:

@@ -36,6 +36,8 @@ class Field(enum.IntEnum):
     """HTTP requests made to stream the layer."""
     PREFETCH_END = 12
     """Where what is prefetched ends, bytes; 0 without a prefetch range."""
+    LINK_RATE = 13
+    """Bytes a second of a prefetch that was large enough to tell, round trips and all; 0 if none was."""
 
 
 class Progress:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+from dataclasses import dataclass
 from json import loads
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -43,8 +44,8 @@ TocBytes = bytes
 """A TOC as its digest is of it: JSON, or JSON in a zstd frame."""
 
 
-class TocEntry(msgspec.Struct, gc=False, rename="camel"):
-    """One entry as the specification has it; sizes and offsets in bytes."""
+class ShownEntry(msgspec.Struct, gc=False, rename="camel"):
+    """What a mounted tree shows of an entry; sizes in bytes."""
 
     name: str
     type: str
@@ -57,6 +58,11 @@ class TocEntry(msgspec.Struct, gc=False, rename="camel"):
     dev_major: int = 0
     dev_minor: int = 0
     xattrs: dict[str, bytes] | None = None
+
+
+class TocEntry(ShownEntry, gc=False, rename="camel"):
+    """One entry as the specification has it, with where its bytes are; sizes and offsets in bytes."""
+
     digest: str = ""
     offset: int = 0
     inner_offset: int = 0
@@ -65,21 +71,32 @@ class TocEntry(msgspec.Struct, gc=False, rename="camel"):
     chunk_digest: str = ""
 
 
-class Toc(msgspec.Struct):
+Entry = TypeVar("Entry", bound=ShownEntry)
+
+
+class Toc(msgspec.Struct, Generic[Entry]):
     """A decoded TOC, entries in the blob's order."""
 
     version: int
-    entries: list[TocEntry] = []
+    entries: list[Entry] = []
 
 
-class _Document(msgspec.Struct):
+class _Document(msgspec.Struct, Generic[Entry]):
     version: int
-    entries: list[TocEntry] | None = None
+    entries: list[Entry] | None = None
     """Go writes an empty list as null."""
 
 
-_DECODER: Final = msgspec.json.Decoder(_Document)
-_CONVERTER: Final = Converter(_Document)
+@dataclass(frozen=True, slots=True)
+class _Form(Generic[Entry]):
+    """What is decoded of each entry."""
+
+    decoder: msgspec.json.Decoder[_Document[Entry]]
+    converter: Converter[_Document[Entry]]
+
+
+_WHOLE: Final = _Form(msgspec.json.Decoder(_Document[TocEntry]), Converter(_Document[TocEntry]))
+_SHOWN: Final = _Form(msgspec.json.Decoder(_Document[ShownEntry]), Converter(_Document[ShownEntry]))
 
 
 def unpack_toc(member: bytes) -> TocBytes:
@@ -149,8 +166,17 @@ def verify_toc(toc: TocBytes, expected: str) -> None:
         raise VerificationError(f"the table of contents has digest {actual}, the image promises {expected}")
 
 
-def parse_toc(toc: TocBytes) -> Toc:
+def parse_toc(toc: TocBytes) -> Toc[TocEntry]:
     """Decode a TOC; raises InvalidToc where it is not JSON of the specified shape or version, or too much."""
+    return _parse(toc, _WHOLE)
+
+
+def parse_shown(toc: TocBytes) -> Toc[ShownEntry]:
+    """Decode what a mounted tree shows, in half the memory; raises as `parse_toc`."""
+    return _parse(toc, _SHOWN)
+
+
+def _parse(toc: TocBytes, form: _Form[Entry]) -> Toc[Entry]:
     json = toc_json(toc)
     # Each entry has a brace and each string two quotes, so counting those bounds what decoding will take.
     if len(json) > _LEAST_ENTRY * ENTRY_LIMIT and (
@@ -158,7 +184,7 @@ def parse_toc(toc: TocBytes) -> Toc:
     ):
         raise InvalidToc(f"the table of contents has more than the {ENTRY_LIMIT} entries that are allowed")
     try:
-        document = _decode(json)
+        document = _decode(json, form)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidToc(f"the table of contents cannot be decoded: {error}") from error
     if document.version != 1:
@@ -166,15 +192,15 @@ def parse_toc(toc: TocBytes) -> Toc:
     return Toc(document.version, document.entries or [])
 
 
-def _decode(json: bytes) -> _Document:
+def _decode(json: bytes, form: _Form[Entry]) -> _Document[Entry]:
     """Names need not be UTF-8: bytes that are none come as lone surrogates, as `os.fsdecode` has them."""
     try:
-        return _DECODER.decode(json)
+        return form.decoder.decode(json)
     except msgspec.DecodeError as error:
         if "surrogate" not in str(error) or len(json) > _SURROGATES_LIMIT:
             raise
     try:
-        document = _CONVERTER.convert(loads(json))
+        document = form.converter.convert(loads(json))
         for entry in document.entries or []:
             entry.name, entry.link_name = _canonical(entry.name), _canonical(entry.link_name)
             if entry.xattrs:

@@ -13,7 +13,7 @@ import struct
 from itertools import accumulate, pairwise, repeat
 from typing import Final, NamedTuple
 
-from fetcher.nodes import Kind, Node
+from fetcher.nodes import DIRECTORY, REGULAR, SYMLINK, WHITEOUT, Kind, Node
 from fetcher.tree import LayerTree
 from mounter.errors import UnsupportedAttribute
 from mounter.redirects import METACOPY, OPAQUE, REDIRECT, data_directory, own_xattrs
@@ -61,22 +61,22 @@ _NAME_SPACES: Final = (
 
 _ENTRY: Final = struct.Struct("<QHBB")
 _MODES: Final = {
-    Kind.REGULAR: stat.S_IFREG,
-    Kind.DIRECTORY: stat.S_IFDIR,
+    REGULAR: stat.S_IFREG,
+    DIRECTORY: stat.S_IFDIR,
     Kind.CHARACTER: stat.S_IFCHR,
-    Kind.WHITEOUT: stat.S_IFCHR,
+    WHITEOUT: stat.S_IFCHR,
     Kind.BLOCK: stat.S_IFBLK,
     Kind.FIFO: stat.S_IFIFO,
-    Kind.SYMLINK: stat.S_IFLNK,
+    SYMLINK: stat.S_IFLNK,
 }
 _FILE_TYPES: Final = {
-    Kind.REGULAR: 1,
-    Kind.DIRECTORY: 2,
+    REGULAR: 1,
+    DIRECTORY: 2,
     Kind.CHARACTER: 3,
-    Kind.WHITEOUT: 3,
+    WHITEOUT: 3,
     Kind.BLOCK: 4,
     Kind.FIFO: 5,
-    Kind.SYMLINK: 7,
+    SYMLINK: 7,
 }
 
 _Entries = list[tuple[bytes, Node]]
@@ -120,7 +120,7 @@ class _Image:
         """Inodes of symlinks whose targets do not follow them."""
 
     def build(self) -> bytearray:
-        top = Node("", Kind.DIRECTORY, 0o700)
+        top = Node("", DIRECTORY, 0o700)
         self._place_directory(top, top, [(b"fs", self._root)])
         self._place_directory(self._root, top, self._contents[""])
         numbers = [self._place_all(directory) for directory in self._directories]  # which grows meanwhile
@@ -139,7 +139,7 @@ class _Image:
         path = directory.node.path
         prefix = self._prefix + (_encoded(path) + b"/" if path else b"")
         for name, node in directory.entries:
-            if node.kind is Kind.REGULAR and not node.links:
+            if node.kind is REGULAR and not node.links:
                 usual = 0 < node.size <= FILE_LIMIT and not node.xattrs
                 place = self._place_usual_file if usual else self._place_file
                 numbers.append(place(node, prefix + name))
@@ -151,11 +151,11 @@ class _Image:
 
     def _place(self, node: Node, parent: Node) -> int:
         """Give anything its place; the number of its inode."""
-        if node.kind is Kind.DIRECTORY:
+        if node.kind is DIRECTORY:
             return self._place_directory(node, parent, self._contents[node.path])
-        if node.kind is Kind.REGULAR:
+        if node.kind is REGULAR:
             return self._place_file(node, self._prefix + _encoded(node.path))
-        if node.kind is Kind.SYMLINK:
+        if node.kind is SYMLINK:
             target = _encoded(node.target)
             inode, content = self._place_with_content(node, _own(node), len(target), 1 + len(node.links))
             if content is None:
@@ -228,7 +228,7 @@ class _Image:
     def _place_directory(self, node: Node, parent: Node, contents: _Entries) -> int:
         entries = sorted([*contents, (b".", node), (b"..", parent)])
         firsts, used = _blocks([name for name, _ in entries])
-        links = sum([entry.kind is Kind.DIRECTORY for _, entry in entries])
+        links = sum([entry.kind is DIRECTORY for _, entry in entries])
         xattrs = _OPAQUE_XATTR + _own(node) if node.opaque else _own(node)
         size = (len(firsts) - 1) * _BLOCK + used
         inode, content = self._place_with_content(node, xattrs, size, links)
@@ -328,7 +328,7 @@ def _contents(tree: LayerTree) -> dict[str, _Entries]:
             contents[parent].append((_encoded(name), node))
             if path != node.path:
                 continue
-        if node.kind is Kind.DIRECTORY:
+        if node.kind is DIRECTORY:
             contents[path] = []
     return contents
 

@@ -44,9 +44,14 @@ def meta_path(root: str, layer: str) -> str:
     return os.path.join(root, "meta", layer, "fs")
 
 
+def has_meta(root: str, layer: str) -> bool:
+    """Whether META of `layer` stands."""
+    return is_mount_point(os.path.join(root, "meta", layer))
+
+
 def surely_shown(tree: LayerTree) -> bool:
     """Whether META of any form can show the layer whole; if not, making it tells."""
-    return not any(node.xattrs or node.size > FILE_LIMIT for node in tree.inodes())
+    return not any(node.xattrs or node.size > FILE_LIMIT for node in tree.nodes.values())
 
 
 def ensure_meta(root: str, layer: str, tree: LayerTree, form: MetaForm, *, processes: int = 1) -> str:
@@ -118,4 +123,4 @@ def metas(root: str) -> list[str]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return [name for name in names if is_mount_point(os.path.join(directory, name))]
+    return [name for name in names if has_meta(root, name)]

@@ -304,10 +304,17 @@ class MounterProcess:
 def clear_gate(path: str) -> None:
     """Detach whatever FUSE mount of ours is on `path`, alive or left dead by a mounter that was killed.
 
-    Raises OSError.
+    The directory goes with it: nothing can be mounted over no gate at all then, and the copies of the mount
+    that mount namespaces have which do not get our events go, too, and keep no mounter alive. Raises OSError.
     """
     while any(mount.target == path and mount.fstype.startswith("fuse") for mount in read_mounts()):
         detach(path)
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # something of somebody else's is on it, or the disk is read-only
+        log.info("gate_directory_stays", error=str(error))
 
 
 def _lock(path: str, *, patience: float = 0) -> int:

@@ -197,7 +197,7 @@ class LazyLowers:
                 trees = os.path.join(self._store.root, "gate")
                 return Lowerdirs((*native, *tree_paths(self._store, rest, trees)))
             path = await self._lazy_lower(key, rest, gate)
-            await self._gates.warm(await to_thread.run_sync(self._likely_missed, layers))
+            await self._gates.warm(await to_thread.run_sync(_likely_missed, self._store, layers))
             return Lowerdirs((*native, path), lazy=True)
         except MounterError as error:
             raise Unavailable(f"snapshot {key!r}: {error}") from error
@@ -216,14 +216,6 @@ class LazyLowers:
     async def _use(self, lazy: str) -> None:
         if lazy not in self._uses:
             await to_thread.run_sync(self._uses.add, lazy)
-
-    def _likely_missed(self, layers: Sequence[str]) -> list[str]:
-        """Layers whose files a starting container will miss: incomplete, with no order recorded."""
-        return [
-            layer
-            for layer in layers
-            if not self._store.is_complete(layer) and not self._store.progress(layer)[Field.PREFETCH_END]
-        ]
 
     async def usage(self, layer: str) -> tuple[int, int]:
         """Bytes and inodes of the layer's plain directory; remembered once it is complete."""
@@ -333,3 +325,13 @@ class LazyLowers:
         needed = self._given or self._composing or self._streams.works_on_any()
         if self._gates.attached and not needed:
             await self._gates.leave()
+
+
+def _likely_missed(store: LayerStore, layers: Sequence[str]) -> list[str]:
+    """Layers of a container whose files it will miss at its start: incomplete, in an image without an order.
+
+    In one that has it, layers without a prefetch range are those that the recorded container left alone.
+    """
+    if any(store.progress(layer)[Field.PREFETCH_END] for layer in layers):
+        return []
+    return [layer for layer in layers if not store.is_complete(layer)]

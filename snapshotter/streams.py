@@ -40,8 +40,6 @@ from snapshotter.workers import Worker
 log = get_logger("layergate.streams")
 
 _PREPARE_PLACES: Final = 4
-_WAITING_WORKERS: Final = 1
-"""Each has a tree in memory, 20 to 60 MB in all; to load it anew takes 0.1 to 0.3 s."""
 _FIRST_RETRY_SECONDS: Final = 1.0
 _LONGEST_RETRY_SECONDS: Final = 60.0
 
@@ -129,7 +127,6 @@ class LayerStreams:
         self._min_free = 0
         self._prepare = anyio.Semaphore(_PREPARE_PLACES)
         self._stream = anyio.Semaphore(config.stream.parallel_layers)
-        self._waiting = anyio.Semaphore(_WAITING_WORKERS)
         self._preparing = Preparing(Demand(store.root), slot)
         self._changed = anyio.Event()
         self._tasks: TaskGroup | None = None
@@ -313,8 +310,11 @@ class LayerStreams:
                     return report
                 job.become_prefetched()
                 prepare.release()
-                if await self._next_place(stream) and (last := await self._streamed(job, worker)) is not None:
-                    return last
+                # It does not wait for a place: its tree, 20 to 60 MB with all else, is soon loaded anew.
+                if self._may_stream() and stream.take_now():
+                    last = await self._streamed(job, worker)
+                    if last is not None:
+                        return last
             while True:
                 stream.release()
                 while not self._may_stream():
@@ -329,25 +329,6 @@ class LayerStreams:
         finally:
             prepare.release()
             stream.release()
-
-    async def _next_place(self, stream: Place) -> bool:
-        """Wait with a living worker for its turn to stream; False if there is none in sight for it.
-
-        A worker that waits has its tree in memory, so not every one may.
-        """
-        if not self._may_stream():
-            return False
-        if stream.take_now():
-            return True
-        try:
-            self._waiting.acquire_nowait()
-        except anyio.WouldBlock:
-            return False
-        try:
-            await stream.take()
-        finally:
-            self._waiting.release()
-        return True
 
     async def _streamed(self, job: _Job, worker: Worker) -> Report | None:
         """The worker's last report; None if streaming was paused before that."""

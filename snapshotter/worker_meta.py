@@ -1,15 +1,17 @@
-"""META of a worker's layer, made in processes of its own while the worker brings the prefetch range."""
+"""META of a worker's layer, made in processes of its own beside the worker, where it takes long enough."""
 
 from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 import anyio
 import msgspec
 
+from fetcher.errors import FetchError
 from fetcher.logs import get_logger
 from fetcher.tree import LayerTree
 from mounter.errors import MounterError
@@ -36,13 +38,14 @@ class MetaFailed(Exception):
 
 
 class MetaMaking:
-    """META being made in a process forked off this one, which has the tree. Close it in any case.
+    """META being made in a process forked off this one. Close it in any case.
 
-    A second of work for a large layer, in which this process brings the prefetch range.
+    Half a second of work for a large layer, in which this process makes its own tree and brings the prefetch
+    range.
     """
 
-    def __init__(self, task: Task, tree: LayerTree) -> None:
-        """Fork; while no event loop and no thread is here. Raises OSError."""
+    def __init__(self, task: Task, tree: Callable[[], LayerTree]) -> None:
+        """Fork, while no event loop and no thread is here; the process calls `tree`. Raises OSError."""
         self._said, said = os.pipe()
         self._child = Child(partial(_make_meta, said, task, tree))
         os.close(said)
@@ -64,7 +67,7 @@ class MetaMaking:
         self._child.close()
 
 
-def _make_meta(said: int, task: Task, tree: LayerTree) -> int:
+def _make_meta(said: int, task: Task, tree: Callable[[], LayerTree]) -> int:
     """Make it, and write into `said` how that went; the exit status."""
     os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     gc.disable()  # it ends before there is any garbage worth a look
@@ -72,10 +75,10 @@ def _make_meta(said: int, task: Task, tree: LayerTree) -> int:
     return 0
 
 
-def _made(task: Task, tree: LayerTree) -> bytes:
+def _made(task: Task, tree: Callable[[], LayerTree]) -> bytes:
     try:
-        ensure_meta(task.root, task.layer, tree, task.meta_form, processes=_PROCESSES)
-    except (MounterError, OSError) as error:
+        ensure_meta(task.root, task.layer, tree(), task.meta_form, processes=_PROCESSES)
+    except (FetchError, MounterError, OSError) as error:
         return msgspec.json.encode(failed(error))
     except Exception as error:
         log.exception("worker_crashed")

@@ -15,7 +15,7 @@ from fetcher.listing import clean_path
 from fetcher.nodes import Node
 from fetcher.opening import FetchedToc, fetch_toc
 from fetcher.sniffing import HEAD, describe_blob
-from fetcher.toc import Toc, parse_toc, toc_digest
+from fetcher.toc import Toc, TocEntry, parse_toc, toc_digest
 from fetcher.tree import LANDMARK, NO_LANDMARK, LayerTree, build_tree
 from snapshotter.inspection.layers import SourceLayer
 from snapshotter.inspection.tar_layer import read_tar_layer
@@ -34,7 +34,7 @@ class LayerToc:
     `landmark` is "prefetch", "no-prefetch", or "none" where there is no landmark.
     """
 
-    toc: Toc
+    toc: Toc[TocEntry]
     digest: str
     matches: bool | None
     offset: int
@@ -130,7 +130,7 @@ def prefetched(toc: LayerToc) -> list[Node]:
     return list(found.values())
 
 
-def whole_digests(toc: Toc, tree: LayerTree) -> dict[str, str] | None:
+def whole_digests(toc: Toc[TocEntry], tree: LayerTree) -> dict[str, str] | None:
     """The digests of whole files by the path of their node; None if the table lacks one."""
     promised = promised_digests(toc)
     found = {}
@@ -144,7 +144,7 @@ def whole_digests(toc: Toc, tree: LayerTree) -> dict[str, str] | None:
     return found
 
 
-def promised_digests(toc: Toc) -> dict[str, str]:
+def promised_digests(toc: Toc[TocEntry]) -> dict[str, str]:
     """The digests that the table gives whole files, by clean path; "" where it gives none."""
     # Of a name that comes twice the last wins.
     return {clean_path(entry.name): entry.digest for entry in toc.entries if entry.type == "reg"}
@@ -163,7 +163,7 @@ def _name(layer: SourceLayer) -> str:
     return f"layer {layer.number}" if layer.digest is None else f"layer {layer.number} ({layer.digest})"
 
 
-def _tree(toc: Toc, end: int) -> LayerTree:
+def _tree(toc: Toc[TocEntry], end: int) -> LayerTree:
     return build_tree(toc, end=end)
 
 

@@ -40,7 +40,7 @@ class TarContents:
     `end` is where the tar's last entry ends, `digest` the blob's, of `size` bytes.
     """
 
-    def __init__(self, toc: Toc, end: int, digest: str, size: int) -> None:
+    def __init__(self, toc: Toc[TocEntry], end: int, digest: str, size: int) -> None:
         self.toc = toc
         self.end = end
         self.digest = digest
@@ -111,7 +111,7 @@ class _TarStream:
         return block
 
 
-def _read(stream: _TarStream, name: str) -> tuple[Toc, int]:
+def _read(stream: _TarStream, name: str) -> tuple[Toc[TocEntry], int]:
     """Runs in a worker thread."""
     entries = []
     end = 0

@@ -24,7 +24,7 @@ from fetcher.footer import FOOTER_SIZE, parse_footer
 from fetcher.inflate import inflate
 from fetcher.nodes import Kind, Node
 from fetcher.pieces import verified_piece
-from fetcher.toc import TOC_NAME, Toc, parse_toc, unpack_toc
+from fetcher.toc import TOC_NAME, Toc, TocEntry, parse_toc, unpack_toc
 from fetcher.tree import LANDMARK, NO_LANDMARK, LayerTree, build_tree
 from tests.trees import ROOT, Entry
 
@@ -72,7 +72,7 @@ class Converted:
     """Where the members end."""
 
     @property
-    def toc(self) -> Toc:
+    def toc(self) -> Toc[TocEntry]:
         """The table of contents."""
         return parse_toc(self.toc_json)
 

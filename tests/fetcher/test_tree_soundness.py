@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fetcher.errors import InvalidToc
 from fetcher.nodes import Kind, Node
-from fetcher.toc import Toc, TocEntry, parse_toc
+from fetcher.toc import ShownEntry, Toc, TocEntry, parse_shown, parse_toc
 from fetcher.tree import LayerTree, build_tree
 from tests import estargz
 from tests.estargz import build
@@ -154,6 +155,61 @@ def test_likely_entries_give_a_sound_tree_or_invalid_toc(entries: list[TocEntry]
     except InvalidToc:
         return
     check_soundness(layer)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(entries=st.lists(_entries, max_size=8) | st.lists(_likely, max_size=8))
+def test_what_is_shown_of_a_tree_needs_nothing_else(entries: list[TocEntry]) -> None:
+    shown = [
+        ShownEntry(*msgspec.structs.astuple(one)[: len(ShownEntry.__struct_fields__)]) for one in entries
+    ]
+    try:
+        whole = build_tree(Toc(version=1, entries=entries), end=END)
+    except InvalidToc:
+        return
+    tree = build_tree(Toc(version=1, entries=shown), end=END)
+    assert (tree.members, tree.landmark) == ([], None)
+    assert tree.implied == whole.implied
+    assert _shown(tree) == _shown(whole)
+
+
+def _shown(tree: LayerTree) -> dict[str, tuple[object, ...]]:
+    return {
+        path: msgspec.structs.astuple(msgspec.structs.replace(node, chunks=()))
+        for path, node in tree.nodes.items()
+    }
+
+
+def test_what_is_shown_is_decoded_from_the_same_bytes() -> None:
+    layer = build([estargz.file("a/b", b"1" * 3000, xattrs={"user.x": b"\xff"}), estargz.symlink("c", "a")])
+    end = len(layer.blob)
+    whole, shown = (
+        build_tree(parse_toc(layer.toc_json), end=end),
+        build_tree(parse_shown(layer.toc_json), end=end),
+    )
+    assert whole.nodes["a/b"].chunks
+    assert not shown.nodes["a/b"].chunks
+    assert _shown(shown) == _shown(whole)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(entries=st.lists(_entries, max_size=8) | st.lists(_likely, max_size=8))
+def test_a_toc_can_be_spent_on_its_tree(entries: list[TocEntry]) -> None:
+    try:
+        kept = build_tree(Toc(version=1, entries=entries), end=END)
+    except InvalidToc:
+        return
+    toc = Toc(version=1, entries=list(entries))
+    tree = build_tree(toc, end=END, spend=True)
+    assert toc.entries == []
+    assert (tree.landmark, tree.implied) == (kept.landmark, kept.implied)
+    assert msgspec.to_builtins((tree.nodes, tree.members)) == msgspec.to_builtins((kept.nodes, kept.members))
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 63])
+def test_a_size_that_no_file_has_is_refused_of_what_is_shown_too(size: int) -> None:
+    with pytest.raises(InvalidToc, match="'a' has the size"):
+        build_tree(Toc(version=1, entries=[ShownEntry("a", "reg", size)]), end=END)
 
 
 @settings(deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mounter.client import Mounter
 from tests.integration import recipe
 from tests.integration.conftest import References
 from tests.integration.harness import Throttle
@@ -64,3 +65,5 @@ def test_an_image_without_landmarks_runs_on_what_it_asks_for(
         assert fetched.background == 0
         assert fetched.prefetch < 100_000, "what containerd itself looks up, before a start"
         assert throttle.bytes < 0.5 * layout.size, "what it asks for, and what lies beside that"
+        loaded = Mounter(node.layergate.root).status().loaded_layers
+        assert loaded == len(layout.layers), "of each of them files were likely to be missed"

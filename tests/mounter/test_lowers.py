@@ -38,6 +38,7 @@ from tests.mounter.mounts import (
     symlink,
     whiteout,
 )
+from tests.mounter.namespace import Namespace
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7, 8, 31, 32, 127])
@@ -456,7 +457,7 @@ class TestPropagation:
         return LazyNode(scratch)
 
     def test_a_namespace_that_gets_our_events_sees_a_mount_come_and_go(self, shared: LazyNode) -> None:
-        with _Namespace("slave") as other:
+        with Namespace("slave") as other:
             shared.add("l1", file("a"))
             path = shared.lazy(Meta("l1"))
             assert other.sees(path)
@@ -468,7 +469,7 @@ class TestPropagation:
     def test_a_namespace_copied_later_lets_go_of_them_too(self, shared: LazyNode) -> None:
         shared.add("l1", file("a"))
         path = shared.lazy(Meta("l1"))
-        with _Namespace("slave") as other:
+        with Namespace("slave") as other:
             assert other.sees(path)
             release_lazy_lower(shared.root, os.path.basename(path))
             assert not other.sees(path)
@@ -478,7 +479,7 @@ class TestPropagation:
     ) -> None:
         node.add("l1", file("a"))
         path = node.lazy(Meta("l1"))
-        with _Namespace("private") as other:
+        with Namespace("private") as other:
             detach(path)
             assert other.sees(path)
             os.rmdir(path)
@@ -488,25 +489,3 @@ class TestPropagation:
 
 
 _MS_BIND, _MS_SHARED = 1 << 12, 1 << 20
-
-
-class _Namespace:
-    """A process in a mount namespace of its own, for as long as the block lasts."""
-
-    def __init__(self, propagation: str) -> None:
-        self._process = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", propagation, "sh", "-c", "echo ready; exec cat"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-
-    def __enter__(self) -> _Namespace:
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate(b"", timeout=10)
-
-    def sees(self, target: str) -> bool:
-        return f" {target} ".encode() in read(f"/proc/{self._process.pid}/mountinfo")

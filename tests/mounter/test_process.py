@@ -24,6 +24,7 @@ from mounter.settings import MounterSettings
 from mounter.syscalls import detach, mount
 from tests.estargz import file
 from tests.mounter.gate_node import GateNode, gate_node, read, until
+from tests.mounter.namespace import Namespace
 
 __all__ = ["gate_node"]
 
@@ -249,6 +250,28 @@ def test_retired_with_nobody_on_it_it_ends_at_once(root: str) -> None:
     started.retire()
     until(lambda: not alive(pid), "the end")
     assert start_mounter(root, MounterSettings(), Mode.GATE).status().mode == "gate"
+
+
+def test_a_copy_of_the_gate_in_another_namespace_does_not_keep_a_retired_one(root: str) -> None:
+    started = start_mounter(root, MounterSettings(), Mode.GATE)
+    pid = started.status().pid
+    with Namespace("private") as other:
+        assert other.sees(f"{root}/gate")
+        started.retire()
+        until(lambda: not alive(pid), "the end")
+        assert not other.sees(f"{root}/gate")
+
+
+def test_a_copy_of_a_container_in_another_namespace_keeps_a_retired_one(node: GateNode) -> None:
+    pid = node.start().pid
+    container = node.container(node.add([file("one", b"1")]))
+    with Namespace("private") as other:
+        detach(container)
+        release_lazy_lower(node.root, lazy_lowers(node.root)[0].id)
+        node.mounter.retire()
+        assert read(f"{other.root}{container}", "one") == b"1"
+        assert alive(pid)
+    until(lambda: not alive(pid), "the end, with that of the namespace")
 
 
 def test_a_line_that_is_no_request_is_answered(root: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,6 +12,7 @@ from mounter.errors import MountFailed
 from mounter.swap import Bind, Overlay, View, mount_view, mounted_inside, mounts_on, swap_view, topmost
 from mounter.syscalls import detach, mount, unmount
 from tests.mounter.gate_node import read
+from tests.mounter.namespace import Namespace
 
 pytestmark = pytest.mark.root
 
@@ -163,8 +162,8 @@ class TestSwapping:
         mount(place.scratch, place.scratch, "none", flags=_MS_BIND)
         mount("none", place.scratch, "none", flags=_MS_SHARED | _MS_REC)
         mount_view(place.bind("old"), place.target, place.keep)
-        with slave_namespace() as other:
-            elsewhere = f"{other}{place.target}"
+        with Namespace("slave") as other:
+            elsewhere = f"{other.root}{place.target}"
             assert read(elsewhere, "file") == b"old"
             assert swap_view(place.bind("new"), place.target, place.keep)
             assert read(place.target, "file") == read(elsewhere, "file") == b"new"
@@ -181,19 +180,3 @@ class TestSwapping:
     def test_without_a_mount_there_is_no_topmost_one(self, place: Place) -> None:
         with pytest.raises(OSError, match="nothing is mounted there"):
             topmost(place.target)
-
-
-@contextmanager
-def slave_namespace() -> Iterator[str]:
-    """The root directory of a mount namespace that gets our events, for as long as the block lasts."""
-    with subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "slave", "sh", "-c", "echo ready; exec cat"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        try:
-            yield f"/proc/{process.pid}/root"
-        finally:
-            process.kill()

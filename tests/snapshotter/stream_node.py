@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import anyio
 
 from fetcher.blob import FileBlob
 from fetcher.opening import open_layer
+from fetcher.settings import RegistrySettings
 from fetcher.store import FileSource, LayerStore, Source
 from mounter.meta import MetaForm, metas, release_meta
 from snapshotter.config import Config
 from snapshotter.streams import LayerStreams
+from snapshotter.worker import run_worker
+from snapshotter.worker_messages import Report, Task
 from tests.estargz import Layer
 
 PATIENCE_SECONDS = 60.0
@@ -62,6 +68,31 @@ class StreamNode:
         finally:
             for layer in metas(self.store.root):
                 release_meta(self.store.root, layer)
+
+
+class ForkedWorker:
+    """A worker forked off this process, so that what is patched here is so there."""
+
+    def __init__(self, node: StreamNode, layer: str) -> None:
+        forked = multiprocessing.get_context("fork")
+        self.pipe, self._theirs = forked.Pipe()
+        task = Task(node.store.root, layer, RegistrySettings(), "info", MetaForm.EROFS)
+        self.process = forked.Process(target=_run_worker, args=(task, self._theirs))
+        self.process.start()
+
+    def reports(self) -> list[Report]:
+        """What it has said, when it has ended."""
+        self.process.join(PATIENCE_SECONDS)
+        found = []
+        while self.pipe.poll():
+            found.append(self.pipe.recv())
+        return found
+
+
+def _run_worker(task: Task, pipe: Connection) -> None:
+    """As from the fork server: without this process's garbage, some of which needs threads left there."""
+    gc.freeze()
+    run_worker(task, pipe)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import random
 import signal
@@ -15,16 +14,14 @@ import pytest
 from fetcher.errors import StoreError
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field
-from fetcher.settings import RegistrySettings
-from mounter.meta import MetaForm, meta_path, metas, release_meta
+from mounter.meta import meta_path, metas, release_meta
 from mounter.uses import unused
 from snapshotter.config import Config, StreamConfig
 from snapshotter.errors import Unavailable
 from snapshotter.streams import State
-from snapshotter.worker import run_worker
-from snapshotter.worker_messages import Continue, Failed, Here, Prefetched, Task
+from snapshotter.worker_messages import Continue, Failed, Here, Prefetched
 from tests.estargz import Entry, build, dir, file, landmark, symlink
-from tests.snapshotter.stream_node import PATIENCE_SECONDS, StreamNode, until
+from tests.snapshotter.stream_node import ForkedWorker, StreamNode, until
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -324,18 +321,14 @@ async def test_what_was_not_on_disk_when_the_power_failed_is_not_complete(node: 
 
 def test_a_worker_that_crashes_says_where(node: StreamNode, capfd: pytest.CaptureFixture[str]) -> None:
     layer = anyio.run(node.open, build(_entries()), "image")
-    forked = multiprocessing.get_context("fork")
-    ours, theirs = forked.Pipe()
-    task = Task(node.store.root, layer, RegistrySettings(), "info", MetaForm.EROFS)
-    worker = forked.Process(target=run_worker, args=(task, theirs))
-    worker.start()
-    while not isinstance(ours.recv(), Prefetched):
+    worker = ForkedWorker(node, layer)
+    while not isinstance(worker.pipe.recv(), Prefetched):
         pass
-    assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGSEGV)
-    worker.join(PATIENCE_SECONDS)
+    assert worker.process.pid is not None
+    os.kill(worker.process.pid, signal.SIGSEGV)
+    worker.reports()
     release_meta(node.store.root, layer)
-    assert worker.exitcode == -signal.SIGSEGV
+    assert worker.process.exitcode == -signal.SIGSEGV
     said = capfd.readouterr().err
     assert "Fatal Python error: Segmentation fault" in said
     assert "in run_worker" in said
@@ -351,17 +344,9 @@ def test_what_the_disk_refused_is_verified_before_it_is_believed_again(
         raise StoreError("cannot sync", errno=errno.EIO)
 
     monkeypatch.setattr(PlainLayer, "sync", refuse)
-    forked = multiprocessing.get_context("fork")
-    ours, theirs = forked.Pipe()
-    task = Task(node.store.root, layer, RegistrySettings(), "info", MetaForm.EROFS)
-    worker = forked.Process(target=run_worker, args=(task, theirs))
-    worker.start()
-    ours.send(Continue())
-    worker.join(PATIENCE_SECONDS)
+    worker = ForkedWorker(node, layer)
+    worker.pipe.send(Continue())
+    assert worker.reports()[-2:] == [Here(), Failed("StoreError", "cannot sync", True)]
     release_meta(node.store.root, layer)
-    reports = []
-    while ours.poll():
-        reports.append(ours.recv())
-    assert reports[-2:] == [Here(), Failed("StoreError", "cannot sync", True)]
     assert not node.store.is_complete(layer)
     assert not node.store.same_boot(layer)

@@ -126,7 +126,8 @@ async def test_a_large_layer_keeps_to_the_rate(node: StreamNode) -> None:
         assert anyio.current_time() - begun > 1.5
 
 
-async def test_over_a_slow_link_one_process_places_all(node: StreamNode) -> None:
+@pytest.mark.parametrize("enabled", [True, False], ids=["the worker that knows it", "a later worker"])
+async def test_over_a_slow_link_one_process_places_all(node: StreamNode, enabled: bool) -> None:
     noise = random.Random(1)
     rest = [file(f"{number}", noise.randbytes(500)) for number in range(_MANY)]
     built = build([file("first", noise.randbytes(4 << 20)), landmark(), *rest])
@@ -135,8 +136,11 @@ async def test_over_a_slow_link_one_process_places_all(node: StreamNode) -> None
         layer = await node.open(built, "image", source=RegistrySource(f"{registry.host}/team/app"))
         registry.fail("blob", Throttle(1_000_000))
         progress = node.store.progress(layer)
-        node.config = Config(stream=StreamConfig(bytes_per_second=1))
+        node.config = Config(stream=StreamConfig(bytes_per_second=1, enabled=enabled))
         async with node.streams() as streams:
             streams.want(layer)
+            await streams.prefetched(layer)
+            assert 0 < progress[Field.LINK_RATE] < 2_000_000
+            streams.configure(Config(stream=StreamConfig(bytes_per_second=1)))
             await until(lambda: progress[Field.FETCHED_BACKGROUND] > 0)
             assert _placers(layer) == []

@@ -104,8 +104,11 @@ def test_neighbours_are_written_at_about_the_same_time(tmp_path: Path) -> None:
     with _placer(layer) as placer:
         _stream(layer, placer)
     places = [int(path.partition("f")[2]) for _, path in layer.signed.notes()]
-    # Three batches of at most 80 files are under way; the halves of the layer would lie 1,000 apart.
-    assert max(abs(number - place) for place, number in enumerate(places)) < 400
+    apart = [abs(number - place) for place, number in enumerate(places)]
+    # Three batches of at most 80 files are under way; the halves of the layer would lie 1,000 apart, 500 in
+    # the mean. While the other process is not let run, this one goes on by itself: some lie further apart.
+    assert sum(apart) / len(apart) < 240
+    assert max(apart) < 700
 
 
 def test_large_and_small_files_with_everything_between(tmp_path: Path) -> None:
