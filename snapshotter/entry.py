@@ -97,7 +97,8 @@ def _wait(connection: socket.socket) -> int:
             return
 
     for number in _PASSED_ON:
-        signal.signal(number, pass_on)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, pass_on)
     try:
         answer = connection.recv(_PACKET_LIMIT)
     except ConnectionError:

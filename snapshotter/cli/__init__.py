@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 import click
 
 from fetcher.version import VERSION
+from snapshotter.interrupts import Interrupted
 
 COMMANDS: Final = {
     "cache": "Show, clean and verify the layers that are here.",
@@ -71,6 +72,9 @@ def run_to_exit(command: click.Command, name: str) -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except Interrupted as ended:
+        click.echo(f"{name}: {ended}", err=True)
+        sys.exit(128 + ended.number)
     except (click.Abort, KeyboardInterrupt):
         click.echo(f"{name}: interrupted", err=True)
         sys.exit(130)

@@ -103,7 +103,7 @@ def command(
     7    the local disk refused, or is full
     9    containerd refused, or does not answer
     22   DST exists in another form
-    130, 143  interrupted; nothing is left behind
+    129, 130, 143  interrupted; nothing is left behind
     """
     import dataclasses
 

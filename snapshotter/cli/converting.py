@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -71,26 +70,18 @@ def parsed_options(
         raise click.UsageError(str(error)) from error
 
 
-def run(conversion: Conversion, *, jobs: int | None, live: bool, name: str = "layergate") -> int:
+def run(conversion: Conversion, *, jobs: int | None, live: bool) -> int:
     """Run it with its progress on standard error and the result on standard output; the exit code.
 
-    SIGTERM ends it like Ctrl-C, and leaves nothing behind.
+    SIGTERM and SIGHUP end it like Ctrl-C, and leave nothing behind.
     """
-    import asyncio
-
     from fetcher.convert import Compressors, ConvertedLayer
     from snapshotter.cli.convert_progress import shown_conversion
     from snapshotter.convert.run import run_conversion
 
     begun = time.monotonic()
     with Compressors(jobs) as compressors, shown_conversion(live=live) as progress:
-        try:
-            result = run_to_undo(
-                partial(run_conversion, conversion, compressors=compressors, progress=progress)
-            )
-        except asyncio.CancelledError:
-            click.echo(f"{name}: terminated", err=True)
-            return 128 + signal.SIGTERM
+        result = run_to_undo(partial(run_conversion, conversion, compressors=compressors, progress=progress))
     seconds = time.monotonic() - begun
     if isinstance(result, ConvertedLayer):
         click.echo(_layer_summary(result, conversion, seconds))

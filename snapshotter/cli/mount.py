@@ -93,7 +93,7 @@ def command(
     14   a layer is neither eStargz nor zstd:chunked; the line says what it is
     15   mounting needs root
     16   there is no FUSE, or else nothing to be lazy with: see layergate doctor
-    130, 143  interrupted; nothing is left behind
+    129, 130, 143  interrupted; nothing is left behind
     """
     import os
     import secrets

@@ -156,7 +156,7 @@ def command(
     15   running needs root
     22   DST exists in another form
     23   the workload failed; the line has its exit status
-    130, 143  interrupted; nothing is left behind
+    129, 130, 143  interrupted; nothing is left behind
     """
     import tempfile
 

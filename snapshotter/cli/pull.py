@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -103,10 +102,8 @@ def command(
     5  the registry failed or cannot be reached
     6  the image is damaged
     9  containerd or its snapshotter refused, or does not answer
-    130, 143  interrupted; nothing half-made stays in containerd
+    129, 130, 143  interrupted; nothing half-made stays in containerd
     """
-    import asyncio
-
     from fetcher.logs import configure_logs
     from snapshotter.cli.progress import shown_progress
 
@@ -114,11 +111,7 @@ def command(
     options = _Options(containerd, namespace, snapshotter, platform, plain_http, address, config_path)
     begun = time.monotonic()
     with shown_progress(live=sys.stderr.isatty() and not verbose) as progress:
-        try:
-            result = run_to_undo(partial(_pull, reference, options, progress))
-        except asyncio.CancelledError:
-            click.echo("layergate: terminated", err=True)
-            return 128 + signal.SIGTERM
+        result = run_to_undo(partial(_pull, reference, options, progress))
     click.echo(_summary(result, snapshotter, time.monotonic() - begun))
     return 0
 

@@ -64,7 +64,7 @@ def command(
         settings=RegistrySettings(),
         containerd=Containerd(DEFAULT_CONTAINERD, DEFAULT_NAMESPACE),
     )
-    return run(conversion, jobs=jobs, live=on_terminal() and not verbose, name="tar2estargz")
+    return run(conversion, jobs=jobs, live=on_terminal() and not verbose)
 
 
 def main() -> None:

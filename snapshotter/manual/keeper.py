@@ -42,6 +42,7 @@ from snapshotter.config import Config
 from snapshotter.defaults import DEFAULT_CONFIG
 from snapshotter.errors import Unavailable
 from snapshotter.gates import Gate, Gates
+from snapshotter.interrupts import heeded_interrupts
 from snapshotter.lowers import LazyLink
 from snapshotter.manual.errors import LazyImpossible, ManualMountError
 from snapshotter.manual.messages import Complete, Mounted, Notice, Reporter
@@ -98,7 +99,7 @@ class Keeper:
         for `layergate umount`: no error of ours is a reason to take files away from whoever uses them.
         """
         # Received to the end: an interrupt that nobody receives would break off the undoing itself.
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
+        with anyio.open_signal_receiver(*heeded_interrupts()) as signals:
             try:
                 async with anyio.create_task_group() as tasks:
                     self._scope = tasks.cancel_scope

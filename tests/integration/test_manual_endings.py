@@ -225,8 +225,9 @@ class TestInterrupts:
 
     def test_a_mount_in_the_foreground_ends_with_a_native_mount(self, node: ManualNode, layout: str) -> None:
         target = node.mountpoint()
-        command = node.start("mount", "--foreground", layout, target)
+        command = node.start("mount", "--foreground", layout, target, prefix=["nohup"])
         eventually(lambda: mounts_on(target), "the mount")
+        send(command.pid, signal.SIGHUP)  # which nohup has it ignore
         assert command.poll() is None
         node.configure("")
         output, errors = command.communicate(timeout=60)

@@ -287,7 +287,9 @@ def test_errors_are_one_line_with_a_code(
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "again and again"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
 def test_interrupted_while_it_runs_it_leaves_nothing(
     shelf: FaultyRegistry, scratch: str, number: signal.Signals, code: int, again: bool
 ) -> None:

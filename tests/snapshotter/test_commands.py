@@ -126,7 +126,7 @@ def test_directory_and_environment_are_the_callers(address: str, tmp_path: Path)
     assert len(narrow.stdout.splitlines()) > len(wide.stdout.splitlines())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_command(address: str, socket_directory: str, number: signal.Signals) -> None:
     name = f"localhost:1/some/image-{number}"
     with deaf(f"{socket_directory}/c") as listener:
@@ -137,7 +137,22 @@ def test_a_signal_ends_the_command(address: str, socket_directory: str, number: 
                 caller.send_signal(number)
                 assert caller.wait(60) == 128 + number
             assert caller.stderr is not None
-            assert caller.stderr.read().strip() in (b"layergate: interrupted", b"layergate: terminated")
+            assert caller.stderr.read().startswith((b"layergate: interrupted", b"layergate: terminated"))
+    until(lambda: not os.path.exists(f"/proc/{forked}"))
+
+
+def test_a_signal_that_the_caller_ignores_ends_nothing(address: str, socket_directory: str) -> None:
+    name = "localhost:1/some/image-nohup"
+    with deaf(f"{socket_directory}/c") as listener:
+        command = [*CALLER, "pull", "--address", address, "--containerd", f"{socket_directory}/c", name]
+        with subprocess.Popen(["nohup", *command], stderr=subprocess.DEVNULL) as caller, listener.accept()[0]:
+            (forked,) = children_of_nobody(name)
+            caller.send_signal(signal.SIGHUP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                caller.wait(0.3)
+            assert children_of_nobody(name) == [forked]
+            caller.terminate()
+            assert caller.wait(60) == 128 + signal.SIGTERM
     until(lambda: not os.path.exists(f"/proc/{forked}"))
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from snapshotter import interrupts
-from snapshotter.interrupts import run_to_undo
+from snapshotter.interrupts import Interrupted, run_to_undo
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
@@ -44,15 +44,12 @@ class Work:
 
 
 @pytest.mark.parametrize("again", [None, *NUMBERS])
-@pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, asyncio.CancelledError)]
-)
-def test_what_is_undone_is_not_interrupted(
-    number: signal.Signals, raised: type[BaseException], again: signal.Signals | None
-) -> None:
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_is_undone_is_not_interrupted(number: signal.Signals, again: signal.Signals | None) -> None:
     work = Work(number, again=again)
-    with pytest.raises(raised):
+    with pytest.raises(Interrupted) as raised:
         run_to_undo(work.run)
+    assert raised.value.number is number
     assert work.undone == 3
     for one in NUMBERS:
         os.kill(os.getpid(), one)  # the process is to end, and does that its own way
@@ -61,9 +58,23 @@ def test_what_is_undone_is_not_interrupted(
 def test_who_has_waited_for_long_can_interrupt_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupts, "_UNDO_SECONDS", 0)
     work = Work(signal.SIGINT, again=signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         run_to_undo(work.run)
     assert work.undone == 0
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_is_ignored_stays_ignored(number: signal.Signals) -> None:
+    """nohup does so with SIGHUP, and a script's shell with SIGINT for what runs in its background."""
+    signal.signal(number, signal.SIG_IGN)
+
+    async def work() -> int:
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(0.05)
+        return 5
+
+    assert run_to_undo(work) == 5
+    assert signal.getsignal(number) is signal.SIG_IGN
 
 
 def test_a_process_that_was_not_interrupted_is_as_before() -> None:

@@ -202,7 +202,9 @@ def test_no_containerd(tmp_path: Path, registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "again and again"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
 def test_an_interrupted_pull_leaves_nothing(
     containerd: Containerd, number: signal.Signals, code: int, again: bool
 ) -> None:
