@@ -17,6 +17,7 @@ from tests.integration.lazy import (
     root_file_system,
     status,
     until_complete,
+    until_half_is_here,
     until_released,
 )
 from tests.integration.node import differences, running_node
@@ -51,8 +52,8 @@ def assert_equal_in_three_states(
 ) -> None:
     """Pull an image lazily by way of a link, and compare it with the ordinary one.
 
-    While its layers are not here yet, through the same mount when they are, and through a new mount, which
-    is native.
+    While half of it is not here yet, through the same mount when it is, and through a new mount, which is
+    native.
     """
     top = ordinary.layout.chain_id
     throttle.rate = 3_000_000
@@ -61,6 +62,8 @@ def assert_equal_in_three_states(
         with root_file_system(node.containerd, top, f"{directory}/lazy") as lazy:
             assert len(incomplete(node.layergate)) == len(ordinary.layout.layers)
             throttle.rate = 10_000_000
+            until_half_is_here(node.layergate, ordinary.layout)
+            throttle.rate = 3_000_000
             assert differences(trees.scan(lazy), ordinary.tree) == []
             fetched = status(node.layergate).fetched_bytes
             assert fetched.on_demand > 0
