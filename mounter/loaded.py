@@ -22,6 +22,7 @@ from fetcher.store import LayerRecord, LayerStore
 from fetcher.tree import LayerTree
 from mounter.neighbours import Coming, neighbourhood
 from mounter.partial import PartialFile
+from mounter.readahead import ReadAhead
 
 log = get_logger("layergate.mounter")
 
@@ -43,6 +44,7 @@ class LoadedLayer:
         "plain",
         "preferred",
         "progress",
+        "read_ahead",
         "record",
         "record_doubtful",
         "tree",
@@ -66,6 +68,7 @@ class LoadedLayer:
         self.partials: dict[str, PartialFile] = {}
         self.coming: list[Coming] = []
         """Neighbours of missed files that are on their way."""
+        self.read_ahead = ReadAhead()
         self.users = 0
         self.last_used = 0.0
         self._inodes: list[Node] = []

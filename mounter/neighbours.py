@@ -19,8 +19,6 @@ from fetcher.nodes import Member, Node
 from fetcher.placing import Piece, is_small, place
 from fetcher.plain import PlainLayer
 
-LEAST: Final = 64 << 10
-"""Bytes behind a missed file that are asked for at least: they cost next to nothing on any link."""
 _GAP: Final = 64 << 10
 """What is here already ends a neighbourhood if it is larger than this."""
 _offset = attrgetter("offset")

@@ -35,7 +35,7 @@ from mounter.errors import TooSlow
 from mounter.incoming import Incoming, take_run
 from mounter.link import LinkEstimate, RequestTimer
 from mounter.loaded import LoadedLayer, LoadedLayers
-from mounter.neighbours import LEAST, Coming, write
+from mounter.neighbours import Coming, write
 from mounter.partial import Arrival, MemberPart, PartialFile, members, runs
 from mounter.settings import MounterSettings
 from mounter.streams import Streams
@@ -240,7 +240,7 @@ class OnDemand:
         for index in indexes:
             partial.arrivals[index] = Arrival()
         for run in runs(members(partial.node, indexes)):
-            coming = self._neighbours(loaded, run[-1].end) if neighbours else None
+            coming = self._neighbours(loaded, run) if neighbours else None
             self._tasks.start_soon(self._request, loaded, partial, run, coming)
 
     async def _settled(self, partial: PartialFile, wanted: range) -> None:
@@ -346,11 +346,14 @@ class OnDemand:
             log.info("neighbours_not_fetched", layer=loaded.key, error=str(error))
         timer.end()
 
-    def _neighbours(self, loaded: LoadedLayer, start: int) -> Coming | None:
-        """What to ask for behind byte `start`: as much as comes in the time that a request takes anyway."""
-        most = self.settings.neighbour_bytes
-        size = min(most, max(LEAST, int(self.link.bandwidth * self.link.round_trip)))
-        return loaded.expect_neighbours(start, size) if most else None
+    def _neighbours(self, loaded: LoadedLayer, run: Sequence[MemberPart]) -> Coming | None:
+        """What to ask for behind a missed file."""
+        if not self.settings.neighbour_bytes:
+            return None
+        size = loaded.read_ahead.size(run[0].offset, self.link, self.settings.neighbour_bytes)
+        coming = loaded.expect_neighbours(run[-1].end, size)
+        loaded.read_ahead.asked(coming.end if coming else run[-1].end)
+        return coming
 
     async def _bring_neighbours(self, loaded: LoadedLayer, coming: Coming, reader: Incoming) -> None:
         batch: list[tuple[Member, bytes]] = []

@@ -13,8 +13,9 @@ import pytest
 
 from fetcher.errors import RegistryUnreachable
 from mounter.loaded import LoadedLayer
-from mounter.neighbours import LEAST, Coming, neighbourhood
+from mounter.neighbours import Coming, neighbourhood
 from mounter.ondemand import OnDemand
+from mounter.readahead import LEAST
 from mounter.settings import MounterSettings
 from tests.estargz import build, file
 from tests.mounter.fetching import Bench, until
@@ -25,10 +26,10 @@ _random = random.Random(6)
 CONTENT: Final = {f"{number:02}": _random.randbytes(SIZE) for number in range(COUNT)}
 
 
-def layer(root: Path, *, most: int = 1 << 20, min_chunk_size: int = 0) -> Bench:
+def layer(root: Path, *, most: int = 1 << 20, min_chunk_size: int = 0, bandwidth: int = 1000) -> Bench:
     """COUNT incompressible files, side by side; a neighbourhood has LEAST bytes, or `most` if less."""
     settings = MounterSettings(
-        wait_seconds=30, neighbour_bytes=most, assumed_bandwidth=1000, assumed_round_trip=0.001
+        wait_seconds=30, neighbour_bytes=most, assumed_bandwidth=bandwidth, assumed_round_trip=0.001
     )
     files = [file(name, data) for name, data in CONTENT.items()]
     return Bench(root, settings, build(files, min_chunk_size=min_chunk_size))
@@ -59,6 +60,21 @@ def test_what_lies_behind_a_missed_file_comes_with_it(tmp_path: Path) -> None:
     bench.run(scenario)
     assert len(bench.blob.asked) == 1
     assert all(bench.plain(name) == CONTENT[name] for name in here(bench))
+
+
+def test_who_reads_in_order_gets_more_with_each_request(tmp_path: Path) -> None:
+    bench = layer(tmp_path, bandwidth=1_000_000)
+
+    async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        for name in CONTENT:
+            await ondemand.fetch(loaded, loaded.tree.nodes[name])
+
+    bench.run(scenario)
+    assert {name: bench.plain(name) for name in here(bench)} == CONTENT
+    first, second, third = [end - start for start, end in bench.blob.asked]
+    assert 7 * SIZE < first < 8 * SIZE
+    assert 1.8 * first < second < 2.1 * first
+    assert third > second
 
 
 def test_neighbours_stand_back_for_whoever_is_being_answered(
