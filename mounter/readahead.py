@@ -1,7 +1,7 @@
 """How many bytes to ask for behind a missed file. Pure.
 
-Usually as many as come in the time that a request takes anyway. Who reads a layer in its order (tar, cp, grep;
-directories are listed in it, too) misses the file behind these next, and request after request would
+Usually as many as come in the time that a request takes anyway. Who reads a layer in its order, in which its
+directories are listed, too (tar, cp, grep), misses the file behind these next; request after request would
 leave the link idle for half of the time, and the reader slower than the stream that stands back for it. So
 twice as many are asked for each time that a miss is where what was asked for before has ended, and half as
 many each time that it is not.

@@ -41,7 +41,7 @@ class MounterSettings(
     """Compressed bytes asked for ahead of a sequential reader of a large file."""
 
     neighbour_bytes: Annotated[int, msgspec.Meta(ge=0)] = 2 << 20
-    """Compressed bytes that may be asked for behind a missed file, for the files there; 0: none."""
+    """Compressed bytes that are asked for behind a missed file at most, for the files there; 0: none."""
 
     late_seconds: Seconds = 2.0
     """How long a link in LATE stands after it was handed over; the kernel needs microseconds of it."""

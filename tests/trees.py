@@ -54,6 +54,7 @@ def scan(root: str, *, contents: bool = True, other_file_systems: bool = False) 
     pending = [""]
     while pending:
         directory = pending.pop()
+        below = []
         for name in sorted(os.listdir(os.path.join(root, directory))):
             path = os.path.join(directory, name)
             full = os.path.join(root, path)
@@ -61,10 +62,11 @@ def scan(root: str, *, contents: bool = True, other_file_systems: bool = False) 
             if stat.S_ISDIR(status.st_mode):
                 if status.st_dev != top and not other_file_systems:
                     continue
-                pending.append(path)
+                below.append(path)
             else:
                 inodes.setdefault((status.st_dev, status.st_ino), []).append(path)
             found[path] = _entry(full, status, contents=contents)
+        pending += reversed(below)
     for paths in inodes.values():
         if len(paths) > 1:
             for path in paths:
