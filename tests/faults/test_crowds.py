@@ -26,7 +26,7 @@ from tests.snapshotter.snapshots_client import SnapshotsClient
 
 __all__ = ["directory", "file_system", "gate_node", "registry", "scratch"]
 
-pytestmark = [pytest.mark.containerd, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.containerd, pytest.mark.timeout(300)]
 
 PROCESSES: Final = 50
 THREADS: Final = 40
@@ -84,7 +84,7 @@ def test_two_thousand_opens_of_missing_files_in_parallel(node: GateNode) -> None
         def all_wait() -> bool:
             return node.mounter.status().counters.lookups_file >= len(names)
 
-        until(all_wait, "2,000 opens that wait", patience=500)
+        until(all_wait, "2,000 opens that wait", patience=200)
         node.mend("hold")
         assert ended(readers) == [(0, "")] * PROCESSES
     counters = node.mounter.status().counters
