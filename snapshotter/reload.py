@@ -8,11 +8,12 @@ it is, with an error in the log.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Final
 
 import anyio
-import anyio.from_thread
-from anyio.from_thread import BlockingPortal
+from anyio import CancelScope, to_thread
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
@@ -22,24 +23,23 @@ from snapshotter.errors import ConfigError
 
 log = get_logger("layergate.reload")
 
-_SETTLE_SECONDS = 0.2
+_SETTLE_SECONDS: Final = 0.2
 """Writers make several events; one reload follows the last."""
 
 
 class _Changes(FileSystemEventHandler):
-    def __init__(self, portal: BlockingPortal, event: Callable[[], None], files: frozenset[str]) -> None:
-        self._portal = portal
-        self._event = event
+    def __init__(self, files: frozenset[str], changed: int) -> None:
         self._files = files
+        self._changed = changed
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        """Called in watchdog's thread."""
+        """In watchdog's thread, with a lock that the observer's end takes: it must wait for nothing."""
         if event.event_type in ("opened", "closed_no_write"):
             return
         names = {os.fsdecode(event.src_path), os.fsdecode(event.dest_path or "")}
         # Kubernetes mounts swap a ..data symlink: then no event names the file itself.
         if names & self._files or any(name.endswith("..data") for name in names):
-            self._portal.start_task_soon(self._event)
+            os.eventfd_write(self._changed, 1)
 
 
 def existing_directories(files: Iterable[str]) -> set[str]:
@@ -52,31 +52,35 @@ async def watch_config(path: str, others: Iterable[str], apply: Callable[[Config
 
     Paths are absolute.
     """
-    watched = frozenset((path, *others))
-    changed = anyio.Event()
+    async with _changes_of(frozenset((path, *others))) as changed:
+        while True:
+            await anyio.wait_readable(changed)
+            await anyio.sleep(_SETTLE_SECONDS)
+            os.eventfd_read(changed)
+            try:
+                apply(load_config(path))
+            except ConfigError as error:
+                log.error("config_not_reloaded", error=str(error))
+            else:
+                log.info("config_reloaded", path=path)
 
-    def note() -> None:
-        changed.set()
 
-    async with BlockingPortal() as portal:
+@asynccontextmanager
+async def _changes_of(files: frozenset[str]) -> AsyncIterator[int]:
+    """An eventfd that can be read once one of `files` has changed."""
+    changed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    try:
         observer = Observer()
-        handler = _Changes(portal, note, watched)
-        for directory in existing_directories(watched):
+        handler = _Changes(files, changed)
+        for directory in existing_directories(files):
             observer.schedule(handler, directory)
         observer.start()
         try:
-            while True:
-                await changed.wait()
-                await anyio.sleep(_SETTLE_SECONDS)
-                changed = anyio.Event()
-                try:
-                    apply(load_config(path))
-                except ConfigError as error:
-                    log.error("config_not_reloaded", error=str(error))
-                else:
-                    log.info("config_reloaded", path=path)
+            yield changed
         finally:
-            observer.stop()
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(observer.join)
-                await portal.stop(cancel_remaining=True)
+            with CancelScope(shield=True):
+                # It waits for threads that wait in their turn, up to half a second.
+                await to_thread.run_sync(observer.stop)
+                await to_thread.run_sync(observer.join)
+    finally:
+        os.close(changed)
