@@ -33,6 +33,11 @@ if TYPE_CHECKING:  # what streams need not be a registry: do not load its client
 
 _GAP: Final = 1 << 20
 """Bytes that are here already are fetched again rather than cost a request, up to this many."""
+_WORTH_LEAVING: Final = 4 << 20
+"""Bytes ahead that others have brought meanwhile, from which on a request is given up: with it go its
+connection and what is under way on that."""
+_LONG_PAUSE_SECONDS: Final = 0.02
+"""After which others may have brought something."""
 _RATE_SECONDS: Final = 0.2
 _LARGE: Final = 1 << 20
 """Bytes of output that are worth being handed to a thread."""
@@ -152,6 +157,7 @@ class LayerStream:
         self._end = 0
         self._measured = 0
         self._since = time.monotonic()
+        self._paused = False
 
     async def run(self, start: int, end: int) -> None:
         """Bring every file here that has its last piece in [start, end), wherever it begins.
@@ -164,9 +170,9 @@ class LayerStream:
         try:
             for span in spans:
                 await self._pause(0)
-                self._progress[Field.POSITION] = span.start
-                self._progress[Field.STOP] = span.end
-                await self._run_span(span)
+                members = self._from_first_missing(span.members)
+                while members:
+                    members = self._from_first_missing(await self._read(members))
         finally:
             self._progress[Field.STOP] = 0
             if self._threads is not None:
@@ -179,10 +185,20 @@ class LayerStream:
                 writing.file.close()
             self._open.clear()
 
-    async def _run_span(self, span: Span) -> None:
-        async with self._blob.stream(span.start, span.end) as blocks:
-            reader = SpanReader(blocks, span.start, self._arrived)
-            for member in span.members:
+    async def _read(self, members: Sequence[Member]) -> Sequence[Member]:
+        """Bring members by one request; gives the rest if others have brought the next of them meanwhile."""
+        start, end = members[0].offset, members[-1].end
+        rest: Sequence[Member] = ()
+        self._progress[Field.POSITION] = start
+        self._progress[Field.STOP] = end
+        async with self._blob.stream(start, end) as blocks:
+            reader = SpanReader(blocks, start, self._arrived)
+            for index, member in enumerate(members):
+                if self._paused:
+                    self._paused = False
+                    if self._is_worth_leaving(members, index):
+                        rest = members[index:]
+                        break
                 await reader.skip_to(member.offset)
                 try:
                     await self._member(member, reader)
@@ -190,6 +206,26 @@ class LayerStream:
                     raise damage(member, error) from error
                 self._settle(self._most_placing)
             self._settle(0)
+        return rest
+
+    def _from_first_missing(self, members: Sequence[Member]) -> Sequence[Member]:
+        """What is left of members that come next, without those at the beginning that are here by now."""
+        for index, member in enumerate(members):
+            if self._is_missing(member):
+                return members[index:]
+            self._progress.add(Field.BYTES_DONE, member.end - member.offset)
+        return ()
+
+    def _is_worth_leaving(self, members: Sequence[Member], index: int) -> bool:
+        end = members[index].offset + _WORTH_LEAVING
+        while index < len(members) and not self._is_missing(members[index]):
+            if members[index].end > end:
+                return True
+            index += 1
+        return False
+
+    def _is_missing(self, member: Member) -> bool:
+        return not all(self._plain.has(node) for node, _ in member.pieces)
 
     async def _member(self, member: Member, reader: SpanReader) -> None:
         wanted = wanted_output(member)
@@ -260,6 +296,7 @@ class LayerStream:
             self._progress[Field.RATE] = int(self._measured / (now - self._since))
             self._measured, self._since = 0, now
         await self._pause(count)
+        self._paused = self._paused or time.monotonic() - now > _LONG_PAUSE_SECONDS
 
     def _file(self, node: Node, chunk: Chunk) -> Writing | None:
         """The file being written that `chunk` belongs to; None if it is not wanted, or not in this run."""

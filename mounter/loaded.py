@@ -112,11 +112,12 @@ class LoadedLayer:
     def settle_neighbours(self, coming: Coming) -> None:
         """They are here, or will not come."""
         self.coming.remove(coming)
+        coming.close()
         coming.advance(coming.end)
 
     def _is_missing(self, node: Node) -> bool:
-        """Whether nobody has asked for a file in one piece that is not here."""
-        return len(node.chunks) == 1 and node.path not in self.partials and not self.plain.has(node)
+        """Whether nobody has asked for a file that is not here."""
+        return node.path not in self.partials and not self.plain.has(node)
 
     @contextmanager
     def using(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ from mounter.errors import TooSlow
 from mounter.incoming import Incoming, take_run
 from mounter.link import LinkEstimate, RequestTimer
 from mounter.loaded import LoadedLayer, LoadedLayers
-from mounter.neighbours import Coming, write
+from mounter.neighbours import Coming
 from mounter.partial import Arrival, MemberPart, PartialFile, members, runs
 from mounter.settings import MounterSettings
 from mounter.streams import Streams
@@ -365,7 +365,7 @@ class OnDemand:
             batch.append((member, await reader.take(member.end - member.offset)))
             size += member.end - member.offset
             if size >= _BATCH or member.end == coming.end:
-                self.counters.neighbours += await to_thread.run_sync(write, loaded.plain, batch)
+                self.counters.neighbours += await to_thread.run_sync(coming.write, loaded.plain, batch)
                 coming.advance(member.end)
                 batch, size = [], 0
 

@@ -237,3 +237,46 @@ async def test_two_streams_of_one_layer(tmp_path: Path) -> None:
         tasks.start_soon(layer.run)
     assert layer.here() == contents(entries)
     assert layer.progress[Field.FILES_DONE] == 30
+
+
+@pytest.mark.parametrize(
+    ("brought", "asked"),
+    [(range(2, 8), ["d0/f0", "d2/f8"]), (range(2, 9), ["d0/f0"]), (range(2, 6), ["d0/f0"])],
+    ids=["all but the last", "all", "less than a connection is worth"],
+)
+async def test_what_others_bring_during_a_pause_is_not_read(
+    tmp_path: Path, brought: range, asked: list[str]
+) -> None:
+    entries = numbered(9, 900 << 10)
+    layer = StreamedLayer(tmp_path, build(entries))
+
+    async def pause(_count: int) -> None:
+        if len(layer.here()) == 2:
+            for number in brought:
+                assert layer.plain.write(layer.tree.nodes[entries[number].name], entries[number].content)
+            await anyio.sleep(0.05)
+
+    await layer.run(pause=pause)
+    assert layer.blob.requests == [(layer.offset(path), layer.toc_offset) for path in asked]
+    assert layer.here() == contents(entries)
+    everything = layer.toc_offset - layer.offset("d0/f0")
+    assert layer.progress[Field.BYTES_DONE] == everything
+    assert layer.progress[Field.FILES_DONE] == 9 - len(brought)
+    left = len(brought) > 4
+    assert (layer.progress[Field.FETCHED_BACKGROUND] < everything / 2) == left
+
+
+async def test_a_file_of_many_chunks_that_others_bring_is_left_in_the_middle(tmp_path: Path) -> None:
+    entries = [file("large", noise(8 << 20)), file("last", b"last")]
+    layer = StreamedLayer(tmp_path, build(entries, chunk_size=256 << 10))
+    node = layer.tree.nodes["large"]
+
+    async def pause(_count: int) -> None:
+        if layer.progress[Field.POSITION] > node.chunks[3].offset and layer.plain.write(node, noise(8 << 20)):
+            await anyio.sleep(0.05)
+
+    await layer.run(pause=pause)
+    assert [start for start, _ in layer.blob.requests] == [layer.offset("large"), layer.offset("last")]
+    assert layer.here() == contents(entries)
+    assert layer.open_files() == 0
+    assert layer.progress[Field.BYTES_DONE] == layer.toc_offset - layer.offset("large")

@@ -26,13 +26,20 @@ _random = random.Random(6)
 CONTENT: Final = {f"{number:02}": _random.randbytes(SIZE) for number in range(COUNT)}
 
 
-def layer(root: Path, *, most: int = 1 << 20, min_chunk_size: int = 0, bandwidth: int = 1000) -> Bench:
+def layer(
+    root: Path,
+    *,
+    most: int = 1 << 20,
+    min_chunk_size: int = 0,
+    chunk_size: int = 100_000,
+    bandwidth: int = 1000,
+) -> Bench:
     """COUNT incompressible files, side by side; a neighbourhood has LEAST bytes, or `most` if less."""
     settings = MounterSettings(
         wait_seconds=30, neighbour_bytes=most, assumed_bandwidth=bandwidth, assumed_round_trip=0.001
     )
     files = [file(name, data) for name, data in CONTENT.items()]
-    return Bench(root, settings, build(files, min_chunk_size=min_chunk_size))
+    return Bench(root, settings, build(files, chunk_size=chunk_size, min_chunk_size=min_chunk_size))
 
 
 def neighbours(loaded: LoadedLayer, start: int, size: int) -> Coming | None:
@@ -43,8 +50,16 @@ def here(bench: Bench) -> list[str]:
     return sorted(os.listdir(bench.store.fs(bench.key)))
 
 
-def test_what_lies_behind_a_missed_file_comes_with_it(tmp_path: Path) -> None:
-    bench = layer(tmp_path)
+def open_files(bench: Bench) -> int:
+    """How many unnamed files of the plain directory are open."""
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    directory = f"{bench.store.fs(bench.key)}/#"
+    return sum(os.readlink(link).startswith(directory) for link in links if os.path.lexists(link))
+
+
+@pytest.mark.parametrize("chunk_size", [100_000, 3_000], ids=["one chunk a file", "four"])
+def test_what_lies_behind_a_missed_file_comes_with_it(tmp_path: Path, chunk_size: int) -> None:
+    bench = layer(tmp_path, chunk_size=chunk_size)
 
     async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
         await ondemand.fetch(loaded, loaded.tree.nodes["10"])
@@ -107,8 +122,9 @@ def test_neighbours_do_not_stand_back_for_ever(tmp_path: Path) -> None:
     bench.run(scenario)
 
 
-def test_a_file_that_is_coming_along_is_not_asked_for(tmp_path: Path) -> None:
-    bench = layer(tmp_path)
+@pytest.mark.parametrize("chunk_size", [100_000, 3_000], ids=["one chunk a file", "four"])
+def test_a_file_that_is_coming_along_is_not_asked_for(tmp_path: Path, chunk_size: int) -> None:
+    bench = layer(tmp_path, chunk_size=chunk_size)
 
     async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
         bench.blob.gate = anyio.Event()
@@ -174,17 +190,20 @@ def test_whoever_waits_for_a_neighbour_that_does_not_come_asks_for_it(tmp_path: 
     assert bench.plain("05") == CONTENT["05"]
 
 
-def test_a_wrong_byte_in_a_neighbour_is_shown_to_nobody(tmp_path: Path) -> None:
-    bench = layer(tmp_path)
+@pytest.mark.parametrize("chunk_size", [100_000, 3_000], ids=["one chunk a file", "four"])
+def test_a_wrong_byte_in_a_neighbour_is_shown_to_nobody(tmp_path: Path, chunk_size: int) -> None:
+    bench = layer(tmp_path, chunk_size=chunk_size)
     good = bench.blob.data
 
     async def scenario(ondemand: OnDemand, loaded: LoadedLayer) -> None:
         bad = bytearray(good)
-        chunk = loaded.tree.nodes["02"].chunks[0]
+        chunk = loaded.tree.nodes["02"].chunks[-1]
         bad[(chunk.offset + chunk.end) // 2] ^= 1
         bench.blob.data = bytes(bad)
         await ondemand.fetch(loaded, loaded.tree.nodes["00"])
         await until(lambda: not ondemand.in_flight)
+        assert "02" not in here(bench)
+        assert open_files(bench) == 1, "that of 00, until the next sweep"
         bench.blob.data = good
         for name in CONTENT:
             await ondemand.fetch(loaded, loaded.tree.nodes[name])
@@ -193,20 +212,23 @@ def test_a_wrong_byte_in_a_neighbour_is_shown_to_nobody(tmp_path: Path) -> None:
     assert {name: bench.plain(name) for name in here(bench)} == CONTENT
 
 
-@pytest.mark.parametrize("min_chunk_size", [0, 1 << 15])
+@pytest.mark.parametrize(("chunk_size", "min_chunk_size"), [(100_000, 0), (100_000, 1 << 15), (3_000, 0)])
 @pytest.mark.parametrize("start", [0, 7, COUNT - 1])
-def test_a_neighbourhood_is_what_is_missing_and_near(tmp_path: Path, start: int, min_chunk_size: int) -> None:
-    bench = layer(tmp_path, min_chunk_size=min_chunk_size)
+def test_a_neighbourhood_is_what_is_missing_and_near(
+    tmp_path: Path, start: int, chunk_size: int, min_chunk_size: int
+) -> None:
+    bench = layer(tmp_path, chunk_size=chunk_size, min_chunk_size=min_chunk_size)
 
     async def scenario(_ondemand: OnDemand, loaded: LoadedLayer) -> None:
         nodes = loaded.tree.nodes
-        end = nodes[f"{start:02}"].chunks[0].end
+        end = nodes[f"{start:02}"].chunks[-1].end
         assert neighbours(loaded, loaded.tree.end, 1 << 20) is None
         for size in (1, 20_000, 50_000, 1 << 20):
             found = neighbours(loaded, end, size)
-            names = [node.path for member in found.members for node, _ in member.pieces] if found else []
+            pieces = [piece for member in found.members for piece in member.pieces] if found else []
+            names = list(dict.fromkeys(node.path for node, _ in pieces))
             expected = [name for name in CONTENT if end <= nodes[name].chunks[0].offset
-                        and nodes[name].chunks[0].end <= end + size]  # fmt: skip
+                        and nodes[name].chunks[-1].end <= end + size]  # fmt: skip
             assert names == expected
         for name in CONTENT:
             if name != "39":
@@ -219,6 +241,22 @@ def test_a_neighbourhood_is_what_is_missing_and_near(tmp_path: Path, start: int,
 
     def bench_write(loaded: LoadedLayer, name: str) -> None:
         loaded.plain.write(loaded.tree.nodes[name], CONTENT[name])
+
+    bench.run(scenario)
+
+
+def test_of_a_large_file_all_comes_along_or_nothing(tmp_path: Path) -> None:
+    contents = {"a": b"a", "large": CONTENT["00"] * 20, "z": b"z"}
+    files = [file(name, data) for name, data in contents.items()]
+    bench = Bench(tmp_path, MounterSettings(), build(files, chunk_size=SIZE))
+
+    async def scenario(_ondemand: OnDemand, loaded: LoadedLayer) -> None:
+        nodes = loaded.tree.nodes
+        start, large = nodes["a"].chunks[0].offset, nodes["large"].chunks[-1].end
+        for size, last in ((large - start - 1, "a"), (large - start, "large"), (1 << 20, "z")):
+            found = neighbours(loaded, start, size)
+            assert found is not None
+            assert found.end == nodes[last].chunks[-1].end
 
     bench.run(scenario)
 
