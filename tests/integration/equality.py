@@ -63,7 +63,7 @@ def assert_equal_in_three_states(
             assert len(incomplete(node.layergate)) == len(ordinary.layout.layers)
             throttle.rate = 10_000_000
             until_half_is_here(node.layergate, ordinary.layout)
-            throttle.rate = 3_000_000
+            throttle.rate = 6_000_000
             assert differences(trees.scan(lazy), ordinary.tree) == []
             fetched = status(node.layergate).fetched_bytes
             assert fetched.on_demand > 0
