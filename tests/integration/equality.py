@@ -71,6 +71,9 @@ def assert_equal_in_three_states(
 
             throttle.rate = 0
             until_complete(node.layergate)
+            fetched = status(node.layergate).fetched_bytes
+            everything = fetched.prefetch + fetched.on_demand + fetched.background
+            assert everything < 1.15 * ordinary.layout.size, "hardly anything comes twice"
             assert differences(trees.scan(lazy), ordinary.tree) == []
             assert inode_groups(lazy) == []
 
