@@ -205,7 +205,7 @@ def test_a_source_that_is_silent_gives_eio_in_the_end(node: GateNode) -> None:
 
 
 def test_wrong_bytes_never_reach_a_reader(node: GateNode) -> None:
-    node.start(settings=MounterSettings(wait_seconds=0.5))
+    node.start(settings=MounterSettings(wait_seconds=0.5, neighbour_bytes=0))
     # Noise does not compress: a wrong byte of the blob is a wrong byte of the file, and not of the padding.
     layer = node.add([file("small", noise(3000)), file("pieces", noise(300_000))], chunk_size=100_000)
     root = node.container(layer)
