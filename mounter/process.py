@@ -58,6 +58,7 @@ from mounter.counters import Counters
 from mounter.daemon import LOCK, READY, allow_many_files, let_many_wait, show_life, spare_from_oom
 from mounter.errors import AlreadyRunning, MounterError, MountFailed
 from mounter.files import OpenFiles
+from mounter.fuse_reads import keep_reads_short
 from mounter.gate import Gate
 from mounter.handover import Late
 from mounter.logfile import LogFile
@@ -359,6 +360,7 @@ def serve(
     allow_many_files()
     keep_capabilities(MOUNTER)
     sys.setswitchinterval(_SWITCH_SECONDS)
+    keep_reads_short()
     process = MounterProcess(root, mode, settings, log_file=log_file, open_blob=open_blob)
     anyio.run(process.run, ready, backend="trio")
 
