@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -32,6 +33,50 @@ class Piece(NamedTuple):
     node: Node
     chunk: Chunk
     writing: Writing | None
+
+
+class Writings:
+    """The files of several chunks of which some have come, in the blob's order. Close it in any case."""
+
+    def __init__(self, plain: PlainLayer, comes_whole: Callable[[Node], bool]) -> None:
+        """No file is begun that `comes_whole` denies."""
+        self._plain = plain
+        self._comes_whole = comes_whole
+        self._open: dict[int, Writing] = {}
+
+    def of(self, node: Node, chunk: Chunk) -> Writing | None:
+        """The file that `chunk` belongs to; None if it is here, or does not come whole. Raises StoreError."""
+        writing = self._open.get(id(node))
+        if writing is not None or chunk.file_offset or not self._comes_whole(node) or self._plain.has(node):
+            return writing
+        writing = self._open[id(node)] = Writing(self._plain.create(node), node.size)
+        return writing
+
+    def piece(self, node: Node, chunk: Chunk, *, may_be_here: bool) -> Piece | None:
+        """What to place of `chunk`; None if nothing. Raises StoreError.
+
+        A file of one chunk that cannot be here is not looked for.
+        """
+        if len(node.chunks) == 1:
+            return None if may_be_here and self._plain.has(node) else Piece(node, chunk, None)
+        writing = self.of(node, chunk)
+        return None if writing is None else Piece(node, chunk, writing)
+
+    def took(self, writing: Writing, chunk: Chunk) -> bool:
+        """`chunk` was verified and written; whether the file is new with it. Raises StoreError."""
+        writing.missing -= chunk.size
+        if writing.missing:
+            return False
+        file = writing.file
+        del self._open[id(file.node)]
+        with contextlib.closing(file):
+            return file.commit()
+
+    def close(self) -> None:
+        """Give up the files of which the rest does not come."""
+        for writing in self._open.values():
+            writing.file.close()
+        self._open.clear()
 
 
 def wanted_output(member: Member) -> int:

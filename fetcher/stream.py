@@ -23,7 +23,7 @@ from fetcher.errors import FormatError, VerificationError
 from fetcher.inflate import MemberInflater
 from fetcher.nodes import Chunk, Member, Node
 from fetcher.pieces import mismatch
-from fetcher.placing import Piece, Writing, damage, is_small, place, wanted_output
+from fetcher.placing import Piece, Writing, Writings, damage, is_small, place, wanted_output
 from fetcher.plain import PlainLayer
 from fetcher.progress import Field, Progress
 from fetcher.span_reader import SpanReader
@@ -153,7 +153,7 @@ class LayerStream:
         self._under_way: deque[_UnderWay] = deque()
         self._placing = 0
         """How many of these are placed elsewhere, or wait for it."""
-        self._open: dict[int, Writing] = {}
+        self._writings = Writings(plain, lambda node: node.chunks[-1].offset < self._end)
         self._end = 0
         self._measured = 0
         self._since = time.monotonic()
@@ -181,9 +181,7 @@ class LayerStream:
                 self._placer.drop()
             self._under_way.clear()
             self._placing = 0
-            for writing in self._open.values():
-                writing.file.close()
-            self._open.clear()
+            self._writings.close()
 
     async def _read(self, members: Sequence[Member]) -> Sequence[Member]:
         """Bring members by one request; gives the rest if others have brought the next of them meanwhile."""
@@ -279,14 +277,8 @@ class LayerStream:
     def _wanted(self, member: Member) -> list[Piece]:
         # Of one file alone it is known to be missing, or was when the span began: its writer looks again.
         shared = len(member.pieces) > 1
-        pieces = []
-        for node, chunk in member.pieces:
-            if len(node.chunks) == 1:
-                if not (shared and self._plain.has(node)):
-                    pieces.append(Piece(node, chunk, None))
-            elif (writing := self._file(node, chunk)) is not None:
-                pieces.append(Piece(node, chunk, writing))
-        return pieces
+        found = [self._writings.piece(node, chunk, may_be_here=shared) for node, chunk in member.pieces]
+        return [piece for piece in found if piece is not None]
 
     async def _arrived(self, count: int) -> None:
         self._progress.add(self._counter, count)
@@ -298,24 +290,9 @@ class LayerStream:
         await self._pause(count)
         self._paused = self._paused or time.monotonic() - now > _LONG_PAUSE_SECONDS
 
-    def _file(self, node: Node, chunk: Chunk) -> Writing | None:
-        """The file being written that `chunk` belongs to; None if it is not wanted, or not in this run."""
-        writing = self._open.get(id(node))
-        if writing is not None or chunk.file_offset or node.chunks[-1].offset >= self._end:
-            return writing
-        if self._plain.has(node):
-            return None
-        writing = self._open[id(node)] = Writing(self._plain.create(node), node.size)
-        return writing
-
     def _took(self, writing: Writing, chunk: Chunk) -> None:
         """`chunk` was verified and written; with the last one the file is here."""
-        writing.missing -= chunk.size
-        if writing.missing == 0:
-            file = writing.file
-            del self._open[id(file.node)]
-            with contextlib.closing(file):
-                self._written(file.commit())
+        self._written(self._writings.took(writing, chunk))
 
     def _written(self, new: int) -> None:
         if new:
@@ -346,7 +323,7 @@ class _PieceSink:
         self._digest = hashlib.sha256()
         self._writing: Writing | None = None
         if self._current is not None:
-            self._writing = self._stream._file(*self._current)
+            self._writing = self._stream._writings.of(*self._current)
 
     def feed(self, output: bytes) -> None:
         view = memoryview(output)

@@ -112,7 +112,6 @@ class LoadedLayer:
     def settle_neighbours(self, coming: Coming) -> None:
         """They are here, or will not come."""
         self.coming.remove(coming)
-        coming.close()
         coming.advance(coming.end)
 
     def _is_missing(self, node: Node) -> bool:

@@ -2,7 +2,7 @@
 
 A layer has the files of a directory, and of a package, side by side. While a container is at work with the
 file that it got, the link has nothing else to do than to bring what follows, and each file that has come this
-way saves a request. `Coming` belongs to the event loop, but for `write`, which blocks, in a worker thread.
+way saves a request. `Coming` belongs to the event loop; `write` blocks, in a worker thread.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Final
 
 import anyio
 
-from fetcher.nodes import Chunk, Member, Node
-from fetcher.placing import Piece, Writing, is_small, place
+from fetcher.nodes import Member, Node
+from fetcher.placing import Writings, is_small, place
 from fetcher.plain import PlainLayer
 
 _GAP: Final = 64 << 10
@@ -31,8 +31,6 @@ class Coming:
     members: Sequence[Member]
     position: int
     moved: anyio.Event = field(default_factory=anyio.Event)
-    _writings: dict[int, Writing] = field(default_factory=dict)
-    """Files of several chunks, by the id of their node, of which some have come."""
 
     @property
     def start(self) -> int:
@@ -46,7 +44,7 @@ class Coming:
 
     def brings(self, node: Node) -> bool:
         """Whether the file is among what has not come yet."""
-        return self.position < node.chunks[-1].end and _lies_within(node, self.start, self.end)
+        return self.position < node.chunks[-1].end and self.holds(node)
 
     def advance(self, position: int) -> None:
         """Members before `position` have come."""
@@ -54,46 +52,9 @@ class Coming:
         self.moved.set()
         self.moved = anyio.Event()
 
-    def write(self, plain: PlainLayer, members: Iterable[tuple[Member, bytes]]) -> int:
-        """Write the files of whole compressed members that are not here yet; how many those are.
-
-        To be called with all members in their order. Raises VerificationError, StoreError.
-        """
-        count = 0
-        for member, data in members:
-            found = [self._piece(plain, node, chunk) for node, chunk in member.pieces]
-            pieces = [piece for piece in found if piece is not None]
-            if pieces:
-                count += place(plain, member, data, pieces)
-                count += sum(self._took(piece.writing, piece.chunk) for piece in pieces if piece.writing)
-        return count
-
-    def close(self) -> None:
-        """Give up files of which the rest does not come."""
-        for writing in self._writings.values():
-            writing.file.close()
-        self._writings.clear()
-
-    def _piece(self, plain: PlainLayer, node: Node, chunk: Chunk) -> Piece | None:
-        """What to write of a chunk; None where the file is here, or does not come whole."""
-        writing = self._writings.get(id(node))
-        if writing is None:
-            if chunk.file_offset or not _lies_within(node, self.start, self.end) or plain.has(node):
-                return None
-            if len(node.chunks) > 1:
-                writing = self._writings[id(node)] = Writing(plain.create(node), node.size)
-        return Piece(node, chunk, writing)
-
-    def _took(self, writing: Writing, chunk: Chunk) -> bool:
-        """Note that a chunk is written; whether the file is new with it."""
-        writing.missing -= chunk.size
-        if writing.missing:
-            return False
-        del self._writings[id(writing.file.node)]
-        try:
-            return writing.file.commit()
-        finally:
-            writing.file.close()
+    def holds(self, node: Node) -> bool:
+        """Whether all of the file lies in it."""
+        return _lies_within(node, self.start, self.end)
 
 
 def neighbourhood(
@@ -120,6 +81,21 @@ def neighbourhood(
         elif member.end - (members[reached - 1].end if reached > first else start) > _GAP:
             break
     return Coming(members[first:last], start) if last > first else None
+
+
+def write(plain: PlainLayer, writings: Writings, members: Iterable[tuple[Member, bytes]]) -> int:
+    """Write the files of whole compressed members that are not here yet; how many those are.
+
+    `writings` has what the members before have begun. Raises VerificationError, StoreError.
+    """
+    count = 0
+    for member, data in members:
+        found = [writings.piece(node, chunk, may_be_here=True) for node, chunk in member.pieces]
+        pieces = [piece for piece in found if piece is not None]
+        if pieces:
+            count += place(plain, member, data, pieces)
+            count += sum(writings.took(piece.writing, piece.chunk) for piece in pieces if piece.writing)
+    return count
 
 
 def _lies_within(node: Node, start: int, end: int) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -28,6 +28,7 @@ from fetcher.errors import (
 )
 from fetcher.logs import get_logger
 from fetcher.nodes import Chunk, Member, Node
+from fetcher.placing import Writings
 from fetcher.progress import Field
 from fetcher.store import FileSource, LayerRecord, LayerStore, Source
 from mounter.counters import Counters, Histogram
@@ -35,7 +36,7 @@ from mounter.errors import TooSlow
 from mounter.incoming import Incoming, take_run
 from mounter.link import LinkEstimate, RequestTimer
 from mounter.loaded import LoadedLayer, LoadedLayers
-from mounter.neighbours import Coming
+from mounter.neighbours import Coming, write
 from mounter.partial import Arrival, MemberPart, PartialFile, members, runs
 from mounter.settings import MounterSettings
 from mounter.streams import Streams
@@ -360,14 +361,16 @@ class OnDemand:
         size = 0
         # To write them takes the interpreter from the thread that tells of the file before them.
         await self._until_answered()
-        for member in coming.members:
-            await reader.take(member.offset - (batch[-1][0].end if batch else coming.position))
-            batch.append((member, await reader.take(member.end - member.offset)))
-            size += member.end - member.offset
-            if size >= _BATCH or member.end == coming.end:
-                self.counters.neighbours += await to_thread.run_sync(coming.write, loaded.plain, batch)
-                coming.advance(member.end)
-                batch, size = [], 0
+        with closing(Writings(loaded.plain, coming.holds)) as writings:
+            for member in coming.members:
+                await reader.take(member.offset - (batch[-1][0].end if batch else coming.position))
+                batch.append((member, await reader.take(member.end - member.offset)))
+                size += member.end - member.offset
+                if size >= _BATCH or member.end == coming.end:
+                    count = await to_thread.run_sync(write, loaded.plain, writings, batch)
+                    self.counters.neighbours += count
+                    coming.advance(member.end)
+                    batch, size = [], 0
 
     @contextmanager
     def _busy(self) -> Iterator[None]:

@@ -39,6 +39,15 @@ async def go_on(_count: int) -> None:
     await anyio.lowlevel.checkpoint()
 
 
+def open_files(directory: str) -> int:
+    """How many files below `directory` this process has open, named or not."""
+    return sum(
+        os.readlink(entry).startswith(f"{directory}/")
+        for entry in map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd"))
+        if os.path.lexists(entry)
+    )
+
+
 class StreamedLayer:
     """`blob` is where it comes from, `fs` where it goes to; both may be changed between runs."""
 
@@ -94,8 +103,4 @@ class StreamedLayer:
 
     def open_files(self) -> int:
         """How many files of the plain directory this process has open, named or not."""
-        return sum(
-            os.readlink(entry).startswith(f"{self.fs}/")
-            for entry in map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd"))
-            if os.path.lexists(entry)
-        )
+        return open_files(str(self.fs))

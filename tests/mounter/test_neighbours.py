@@ -18,6 +18,7 @@ from mounter.ondemand import OnDemand
 from mounter.readahead import LEAST
 from mounter.settings import MounterSettings
 from tests.estargz import build, file
+from tests.fetcher.streaming import open_files
 from tests.mounter.fetching import Bench, until
 
 SIZE: Final = 10_000
@@ -48,13 +49,6 @@ def neighbours(loaded: LoadedLayer, start: int, size: int) -> Coming | None:
 
 def here(bench: Bench) -> list[str]:
     return sorted(os.listdir(bench.store.fs(bench.key)))
-
-
-def open_files(bench: Bench) -> int:
-    """How many unnamed files of the plain directory are open."""
-    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-    directory = f"{bench.store.fs(bench.key)}/#"
-    return sum(os.readlink(link).startswith(directory) for link in links if os.path.lexists(link))
 
 
 @pytest.mark.parametrize("chunk_size", [100_000, 3_000], ids=["one chunk a file", "four"])
@@ -203,7 +197,7 @@ def test_a_wrong_byte_in_a_neighbour_is_shown_to_nobody(tmp_path: Path, chunk_si
         await ondemand.fetch(loaded, loaded.tree.nodes["00"])
         await until(lambda: not ondemand.in_flight)
         assert "02" not in here(bench)
-        assert open_files(bench) == 1, "that of 00, until the next sweep"
+        assert open_files(bench.store.fs(bench.key)) == 1, "that of 00, until the next sweep"
         bench.blob.data = good
         for name in CONTENT:
             await ondemand.fetch(loaded, loaded.tree.nodes[name])
